@@ -1,0 +1,1 @@
+"""Integer-only numba kernels: the same bytes on every machine. Each has a numpy reference in tests/."""

@@ -1,0 +1,1 @@
+"""What the data is: records, specs, Arrow schemas, the sample's wire format and the errors."""

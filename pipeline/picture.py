@@ -1,0 +1,200 @@
+"""Any decoded picture -> I420 of the wanted size, full range, BT.601, upright. One filter graph a format.
+
+    buffer -> [crop] -> scale (size, range, matrix, depth at once) -> format -> [turn] -> [pad] -> sink
+
+A picture is converted once, by swscale with its portable code paths (`accurate_rnd+bitexact`), so that the
+same source gives the same bytes on every machine. It is turned after it is scaled, because the target is
+usually the smaller picture. Where a source does not name its matrix it is BT.709 from 720p upwards and
+BT.601 below, as players assume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import av.error
+from av.filter import Graph
+from av.filter.context import FilterContext
+from av.video.frame import VideoFrame
+
+from cope_prep.pipeline.probe import Orientation
+from cope_prep.schemas.specs import EncodeSpec
+
+_SCALE_FLAGS = "bicubic+accurate_rnd+bitexact"
+
+_MATRIX = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+"""AVColorSpace -> name in the scale filter; everything else counts as unspecified."""
+
+_TURN = {
+    (True, True): ("transpose", "clock_flip"),
+    (True, False): ("transpose", "clock"),
+    (False, True): ("transpose", "cclock"),
+    (False, False): ("transpose", "cclock_flip"),
+}
+"""(mirror_x, mirror_y) after a transposition -> FFmpeg's filter that does both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """Where the source's pixels go, before the turn: crop to `crop_px`, scale to `scaled_px`, then pad."""
+
+    crop_px: tuple[int, int, int, int]
+    """(width, height, x, y) of the part of the decoded picture that is used."""
+    scaled_px: tuple[int, int]
+    """(width, height) before the turn."""
+    output_px: tuple[int, int]
+    """(width, height) of the output, after the turn and the padding."""
+
+
+def output_size(spec: EncodeSpec, display_size_px: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of the re-encoded video, multiples of 16.
+
+    With fit `keep` it is the display size, scaled down where a side exceeds 4096, each side to the nearest
+    multiple of 16.
+    """
+    if spec.fit != "keep":
+        return spec.width_px, spec.height_px
+    shrink = min(1.0, 4096 / max(display_size_px))
+    width, height = (max(32, 16 * round(side * shrink / 16)) for side in display_size_px)
+    return width, height
+
+
+def plan_geometry(
+    size_px: tuple[int, int],
+    *,
+    sample_aspect: Fraction,
+    orientation: Orientation,
+    fit: str,
+    output_px: tuple[int, int],
+) -> Geometry:
+    """Fit a decoded picture of `size_px` into `output_px`: see EncodeSpec.fit.
+
+    Crop and pad keep the shape that a player shows, sample aspect ratio and turn included.
+    """
+    width, height = size_px
+    target = output_px[::-1] if orientation.transpose else output_px
+    crop, scaled = (width, height, 0, 0), target
+    shape = Fraction(width, height) * sample_aspect
+    wanted = Fraction(target[0], target[1])
+    if fit == "crop" and shape > wanted:
+        used = max(1, round(height * wanted / sample_aspect))
+        crop = (used, height, (width - used) // 2, 0)
+    elif fit == "crop":
+        used = max(1, round(width * sample_aspect / wanted))
+        crop = (width, used, 0, (height - used) // 2)
+    elif fit == "pad" and shape > wanted:
+        scaled = (target[0], _even(target[0] / shape, target[1]))
+    elif fit == "pad":
+        scaled = (_even(target[1] * shape, target[0]), target[1])
+    return Geometry(crop_px=crop, scaled_px=scaled, output_px=output_px)
+
+
+def _even(size: Fraction, limit: int) -> int:
+    """Nearest even size, for chroma: at least 2, at most the limit (itself even)."""
+    return min(limit, max(2, 2 * round(size / 2)))
+
+
+class Converter:
+    """The filter graph for pictures of one size, format and colour description."""
+
+    def __init__(self, frame: VideoFrame, *, geometry: Geometry, orientation: Orientation) -> None:
+        graph = Graph()
+        graph.threads = 1
+        chain = [_source(graph, frame, Fraction(1, 1000))]
+
+        width, height, x, y = geometry.crop_px
+        if (width, height) != (frame.width, frame.height):
+            # exact=1: without it FFmpeg rounds the place to whole chroma samples.
+            chain.append(graph.add("crop", w=str(width), h=str(height), x=str(x), y=str(y), exact="1"))
+
+        scaled_width, scaled_height = geometry.scaled_px
+        options = {
+            "w": str(scaled_width),
+            "h": str(scaled_height),
+            "flags": _SCALE_FLAGS,
+            "out_range": "full",
+            "out_color_matrix": "bt601",
+        }
+        if not frame.format.is_rgb:
+            options["in_color_matrix"] = _input_matrix(frame)
+        chain.append(graph.add("scale", **options))
+        chain.append(graph.add("format", pix_fmts="yuv420p"))
+
+        if orientation.transpose:
+            name, direction = _TURN[orientation.mirror_x, orientation.mirror_y]
+            chain.append(graph.add(name, dir=direction))
+            scaled_width, scaled_height = scaled_height, scaled_width
+        else:
+            if orientation.mirror_x:
+                chain.append(graph.add("hflip"))
+            if orientation.mirror_y:
+                chain.append(graph.add("vflip"))
+
+        output_width, output_height = geometry.output_px
+        if (scaled_width, scaled_height) != geometry.output_px:
+            x, y = ((output_width - scaled_width) // 4 * 2, (output_height - scaled_height) // 4 * 2)
+            chain.append(
+                graph.add("pad", w=str(output_width), h=str(output_height), x=str(x), y=str(y), color="black")
+            )
+        self._graph = graph  # owns the filters
+        self._source, self._sink = _finish(graph, chain)
+
+    def convert(self, frame: VideoFrame) -> VideoFrame:
+        """The picture as the encoder wants it, its type left for the encoder to decide."""
+        self._source.push(frame)
+        converted = self._sink.pull()
+        converted.pict_type = 0
+        return converted
+
+
+def picture_key(frame: VideoFrame) -> tuple[int, int, str, int, int]:
+    """What a Converter depends on; when it changes midway, a new one is needed."""
+    return frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range
+
+
+class Deinterlacer:
+    """BWDIF on the frames that are flagged interlaced; one picture out for one in, one picture later."""
+
+    def __init__(self, frame: VideoFrame, *, time_base: Fraction) -> None:
+        graph = Graph()
+        graph.threads = 1
+        chain = [_source(graph, frame, time_base)]
+        chain.append(graph.add("bwdif", mode="send_frame", deint="interlaced"))
+        self._graph = graph
+        self._time_base = time_base
+        self._source, self._sink = _finish(graph, chain)
+
+    def push(self, frame: VideoFrame | None) -> Iterator[tuple[VideoFrame, int]]:
+        """Give a frame (None at the end); yields what is ready, with its pts in the input's time base."""
+        self._source.push(frame)
+        while True:
+            try:
+                ready = self._sink.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            yield ready, round(ready.pts * ready.time_base / self._time_base)
+
+
+def _source(graph: Graph, frame: VideoFrame, time_base: Fraction) -> FilterContext:
+    return graph.add(
+        "buffer",
+        video_size=f"{frame.width}x{frame.height}",
+        pix_fmt=frame.format.name,
+        time_base=str(time_base),
+        pixel_aspect="1/1",
+    )
+
+
+def _finish(graph: Graph, chain: list[FilterContext]) -> tuple[FilterContext, FilterContext]:
+    chain.append(graph.add("buffersink"))
+    graph.link_nodes(*chain)
+    graph.configure()
+    return chain[0], chain[-1]
+
+
+def _input_matrix(frame: VideoFrame) -> str:
+    guess = "bt709" if frame.width >= 1280 or frame.height > 576 else "bt601"
+    return _MATRIX.get(int(frame.colorspace), guess)

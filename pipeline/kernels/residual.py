@@ -1,0 +1,98 @@
+"""The pixel loops around the residual codings: subtract, code, add back, and what the error is.
+
+Each runs once over [3H/2, W]; written out so that LLVM vectorises them (about 30 us each at 384 x 384).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, nogil=True)
+def residual_to_half(current: np.ndarray, prediction: np.ndarray, out: np.ndarray) -> int:
+    """`(current - prediction) / 2 + 128`, halves toward zero; all uint8 [3H/2, W].
+
+    -255 .. 255 becomes 1 .. 255: nothing is clipped. Returns the sum of squares of the residual.
+    """
+    energy = np.int64(0)
+    for y in range(np.uint64(current.shape[0])):
+        row_energy = np.int32(0)
+        for x in range(np.uint64(current.shape[1])):
+            value = np.int32(current[y, x]) - np.int32(prediction[y, x])
+            row_energy += value * value
+            # >> rounds down; adding the sign bit first rounds toward zero
+            out[y, x] = np.uint8(((value + (np.uint32(value) >> np.uint32(31))) >> 1) + 128)
+        energy += row_energy
+    return energy
+
+
+@njit(cache=True, nogil=True)
+def add_half(prediction: np.ndarray, coded: np.ndarray, out: np.ndarray) -> None:
+    """`clip(prediction + 2 * (coded - 128))`, all uint8 [3H/2, W]."""
+    for y in range(np.uint64(out.shape[0])):
+        for x in range(np.uint64(out.shape[1])):
+            value = np.int32(prediction[y, x]) + ((np.int32(coded[y, x]) - 128) << 1)
+            out[y, x] = np.uint8(min(max(value, 0), 255))
+
+
+@njit(cache=True, nogil=True)
+def count_not_equal(values: np.ndarray, zero: int) -> int:
+    """How many of the values [3H/2, W] differ from `zero`."""
+    total = np.int64(0)
+    for y in range(np.uint64(values.shape[0])):
+        row = np.int32(0)
+        for x in range(np.uint64(values.shape[1])):
+            row += np.int32(values[y, x] != zero)
+        total += row
+    return total
+
+
+@njit(cache=True, nogil=True)
+def residual_to_int8(
+    current: np.ndarray, prediction: np.ndarray, step: int, deadzone: int, out: np.ndarray
+) -> tuple[int, int]:
+    """Nearest multiple of `step` as int8 [3H/2, W]; |residual| <= deadzone becomes 0.
+
+    Returns (sum of squares of the residual, how many were beyond 127 steps and clamped).
+    """
+    energy = np.int64(0)
+    clipped = np.int64(0)
+    half = step // 2
+    for y in range(np.uint64(current.shape[0])):
+        for x in range(np.uint64(current.shape[1])):
+            value = np.int32(current[y, x]) - np.int32(prediction[y, x])
+            energy += value * value
+            magnitude = abs(value)
+            level = 0 if magnitude <= deadzone else (magnitude + half) // step
+            if level > 127:
+                level = 127
+                clipped += 1
+            out[y, x] = np.int8(level if value >= 0 else -level)
+    return energy, clipped
+
+
+@njit(cache=True, nogil=True)
+def add_scaled(prediction: np.ndarray, coded: np.ndarray, step: int, out: np.ndarray) -> None:
+    """`clip(prediction + step * coded)`; coded int8 or int16 [3H/2, W], the others uint8."""
+    for y in range(np.uint64(out.shape[0])):
+        for x in range(np.uint64(out.shape[1])):
+            value = np.int32(prediction[y, x]) + np.int32(coded[y, x]) * np.int32(step)
+            out[y, x] = np.uint8(min(max(value, 0), 255))
+
+
+@njit(cache=True, nogil=True)
+def compare(rebuilt: np.ndarray, current: np.ndarray) -> tuple[int, int]:
+    """(sum of squared luma errors, largest absolute error over Y, U and V) of two uint8 [3H/2, W]."""
+    num_luma_rows = rebuilt.shape[0] * 2 // 3
+    squares = np.int64(0)
+    worst = np.int32(0)
+    for y in range(np.uint64(rebuilt.shape[0])):
+        row_squares = np.int32(0)
+        for x in range(np.uint64(rebuilt.shape[1])):
+            error = np.int32(rebuilt[y, x]) - np.int32(current[y, x])
+            row_squares += error * error
+            worst = max(worst, abs(error))
+        if y < num_luma_rows:
+            squares += row_squares
+    return squares, worst

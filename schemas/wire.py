@@ -1,0 +1,249 @@
+"""GopRecord <-> the members of one WebDataset sample. docs/format.md describes the result for readers.
+
+    .json                    ids, times, shapes, steps, checksums, figures
+    .iframe.jpg              4:2:0 JPEG (or .iframe.npy.zst, uint8 [3H/2, W])
+    .motion.npy.zst          int8 [num_windows, Hb, Wb, 2] (int16 at s = 1)
+    .intra.npy.zst           uint8, np.packbits of bool [num_windows, Hb, Wb]
+    .residual.00.jpg ...     one grey JPEG a window (or one .residual.npy.zst [num_windows, 3H/2, W])
+
+`.npy.zst` is a .npy file compressed by zstd. A reader checks dtype and shape against the .json before it
+allocates anything, never unpickles, and never decompresses past the expected size.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import zstandard
+from pydantic import TypeAdapter, ValidationError
+
+from cope_prep.schemas.errors import FormatError, SchemaVersionError
+from cope_prep.schemas.records import FusedPFrame, GopRecord, WindowStats
+from cope_prep.schemas.specs import SCHEMA_VERSION, ResidualSpec
+
+_RESIDUAL_SPEC: TypeAdapter[Any] = TypeAdapter(ResidualSpec)
+_STATS_NAMES = tuple(field.name for field in fields(WindowStats))
+_RESIDUAL_DTYPES = {"int8": np.dtype(np.int8), "lossless": np.dtype(np.int16)}
+_NPY_HEADER_BYTES = 128
+"""np.save's header for any array of ours, version 1.0, padded to 64."""
+
+
+def encode_gop(record: GopRecord, *, compression_level: int = 3) -> dict[str, bytes]:
+    """The members of a sample, by name without the key, in the order in which they are stored."""
+    windows = record.windows
+    grid = (-(-record.height_px // record.block_px), -(-record.width_px // record.block_px))
+    motion_dtype = _motion_dtype(record.window)
+    motion = np.empty((len(windows), *grid, 2), motion_dtype)
+    intra = np.empty((len(windows), *grid), np.bool_)
+    for index, window in enumerate(windows):
+        motion[index] = window.motion
+        intra[index] = window.intra
+    members = {"json": json.dumps(_describe(record), separators=(",", ":")).encode()}
+    if isinstance(record.iframe, bytes):
+        members["iframe.jpg"] = record.iframe
+    else:
+        members["iframe.npy.zst"] = pack_array(record.iframe, compression_level)
+    members["motion.npy.zst"] = pack_array(motion, compression_level)
+    members["intra.npy.zst"] = pack_array(np.packbits(intra), compression_level)
+    if record.residual_spec.kind == "dct":
+        for index, window in enumerate(windows):
+            assert isinstance(window.residual, bytes)
+            members[f"residual.{index:02d}.jpg"] = window.residual
+    else:
+        dtype = _RESIDUAL_DTYPES[record.residual_spec.kind]
+        planes = np.empty((len(windows), record.height_px * 3 // 2, record.width_px), dtype)
+        for index, window in enumerate(windows):
+            planes[index] = window.residual
+        members["residual.npy.zst"] = pack_array(planes, compression_level)
+    return members
+
+
+def decode_gop(members: Mapping[str, bytes], *, key: str = "sample") -> GopRecord:
+    """The record of a sample's members, by name without the key. `key` is for messages only.
+
+    Raises:
+        SchemaVersionError: written by a newer version.
+        FormatError: a member is missing, malformed, or not of the shape that the .json promises.
+    """
+    try:
+        about = json.loads(_member(members, "json", key))
+        if about["schema_version"] > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                key,
+                f"has schema version {about['schema_version']}, this is {SCHEMA_VERSION}",
+                "Update cope-prep.",
+            )
+        return _read_record(about, members, key)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ValidationError) as exc:
+        raise FormatError(f"{key}.json", f"is malformed ({type(exc).__name__}: {exc})") from exc
+
+
+def pack_array(array: np.ndarray, compression_level: int) -> bytes:
+    """An array as a zstd-compressed .npy file."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return zstandard.ZstdCompressor(level=compression_level).compress(buffer.getbuffer())
+
+
+def unpack_array(content: bytes, *, dtype: np.dtype, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """A .npy.zst member, if it is exactly of this dtype and shape.
+
+    Raises:
+        FormatError: it is not.
+    """
+    expected_bytes = _NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize
+    try:
+        declared = zstandard.frame_content_size(content)
+        if declared != expected_bytes:
+            raise FormatError(name, f"declares {declared} bytes, {expected_bytes} are expected for {shape}")
+        raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=expected_bytes)
+        stream = io.BytesIO(raw)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise FormatError(name, "is not a version 1.0 .npy file")
+        found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
+    except (zstandard.ZstdError, ValueError, EOFError) as exc:
+        raise FormatError(name, f"cannot be read ({exc})") from exc
+    if found_shape != shape or found_dtype != dtype or fortran or stream.tell() != _NPY_HEADER_BYTES:
+        raise FormatError(name, f"is {found_dtype} {found_shape}, expected {dtype} {shape}")
+    return np.frombuffer(raw, dtype, offset=_NPY_HEADER_BYTES).reshape(shape)
+
+
+def _motion_dtype(window: int) -> np.dtype:
+    # At s = 1 the vectors are the codec's own, and no coarser step may round them.
+    return np.dtype(np.int16) if window == 1 else np.dtype(np.int8)
+
+
+def _describe(record: GopRecord) -> dict[str, Any]:
+    """The .json member."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "key": record.key,
+        "video_id": record.video_id,
+        "gop_index": record.gop_index,
+        "start_s": record.start_s,
+        "fps": record.fps,
+        "num_frames": record.num_frames,
+        "width_px": record.width_px,
+        "height_px": record.height_px,
+        "window": record.window,
+        "num_windows": len(record.windows),
+        "anchor_s": [
+            round(record.start_s + index * record.window / record.fps, 6)
+            for index in range(record.num_anchors)
+        ],
+        "block_px": record.block_px,
+        "compensation": record.compensation,
+        "residual": record.residual_spec.model_dump(mode="json"),
+        "spec_hash": record.spec_hash,
+        "iframe_packet_bytes": record.iframe_packet_bytes,
+        "iframe_psnr_y_db": record.iframe_psnr_y_db,
+        "iframe_max_error": record.iframe_max_error,
+        "anchor_crc32c": list(record.anchor_crc32c),
+        "motion_step_px": [window.motion_step_px for window in record.windows],
+        "rounding": [window.rounding for window in record.windows],
+        "stats": {name: [getattr(window.stats, name) for window in record.windows] for name in _STATS_NAMES},
+    }
+
+
+def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) -> GopRecord:
+    num_windows = _bounded(about["num_windows"], 0, 1200, "num_windows")
+    width_px = _bounded(about["width_px"], 16, 8192, "width_px")
+    height_px = _bounded(about["height_px"], 16, 8192, "height_px")
+    block_px = _bounded(about["block_px"], 4, 16, "block_px")
+    window = _bounded(about["window"], 1, 1200, "window")
+    compensation = about["compensation"]
+    if compensation not in ("warp", "h264", "mpeg4"):
+        raise ValueError(f"unknown compensation {compensation!r}")
+    spec = _RESIDUAL_SPEC.validate_python(about["residual"])
+    grid = (-(-height_px // block_px), -(-width_px // block_px))
+    picture_shape = (height_px * 3 // 2, width_px)
+    motion = unpack_array(
+        _member(members, "motion.npy.zst", key),
+        dtype=_motion_dtype(window),
+        shape=(num_windows, *grid, 2),
+        name=f"{key}.motion.npy.zst",
+    )
+    num_bits = num_windows * grid[0] * grid[1]
+    packed = unpack_array(
+        _member(members, "intra.npy.zst", key),
+        dtype=np.dtype(np.uint8),
+        shape=(-(-num_bits // 8),),
+        name=f"{key}.intra.npy.zst",
+    )
+    intra = np.unpackbits(packed, count=num_bits).astype(np.bool_).reshape(num_windows, *grid)
+    residuals: list[bytes] | np.ndarray
+    if spec.kind == "dct":
+        residuals = [_member(members, f"residual.{index:02d}.jpg", key) for index in range(num_windows)]
+    else:
+        residuals = unpack_array(
+            _member(members, "residual.npy.zst", key),
+            dtype=_RESIDUAL_DTYPES[spec.kind],
+            shape=(num_windows, *picture_shape),
+            name=f"{key}.residual.npy.zst",
+        )
+    iframe: bytes | np.ndarray
+    if "iframe.jpg" in members:
+        iframe = members["iframe.jpg"]
+    else:
+        iframe = unpack_array(
+            _member(members, "iframe.npy.zst", key),
+            dtype=np.dtype(np.uint8),
+            shape=picture_shape,
+            name=f"{key}.iframe.npy.zst",
+        )
+    stats = about["stats"]
+    windows = tuple(
+        FusedPFrame(
+            motion=motion[index],
+            intra=intra[index],
+            motion_step_qpel=_bounded(int(about["motion_step_px"][index] * 4), 1, 1024, "motion_step_px * 4"),
+            rounding=_bounded(about["rounding"][index], 0, 1, "rounding"),
+            residual=residuals[index],
+            stats=WindowStats(**{name: stats[name][index] for name in _STATS_NAMES}),
+        )
+        for index in range(num_windows)
+    )
+    return GopRecord(
+        video_id=str(about["video_id"]),
+        gop_index=_bounded(about["gop_index"], 0, 1 << 31, "gop_index"),
+        start_s=float(about["start_s"]),
+        fps=_bounded(about["fps"], 1, 240, "fps"),
+        num_frames=_bounded(about["num_frames"], 1, 1200, "num_frames"),
+        width_px=width_px,
+        height_px=height_px,
+        window=window,
+        block_px=block_px,
+        compensation=compensation,
+        residual_spec=spec,
+        spec_hash=str(about["spec_hash"]),
+        iframe=iframe,
+        iframe_packet_bytes=int(about["iframe_packet_bytes"]),
+        iframe_psnr_y_db=float(about["iframe_psnr_y_db"]),
+        iframe_max_error=int(about["iframe_max_error"]),
+        anchor_crc32c=tuple(int(crc) for crc in about["anchor_crc32c"]),
+        windows=windows,
+    )
+
+
+def _member(members: Mapping[str, bytes], name: str, key: str) -> bytes:
+    try:
+        return members[name]
+    except KeyError:
+        raise FormatError(f"{key}.{name}", "is missing", "Run cope-prep verify on the shard.") from None
+
+
+def _bounded(value: Any, low: int, high: int, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}, expected {low} to {high}")
+    return value
+
+
+def stats_columns(record_json: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The per-window figures of a sample's .json, by column name of index.parquet."""
+    return {name: record_json["stats"][name] for name in _STATS_NAMES}

@@ -247,7 +247,7 @@ def _half_pel_run(
     if right == 0 and down == 0:
         _copy(src, sy, sx, rows, cols, dst, dy, dx)
         return
-    # Four taps, two of them equal, give the two-tap case exactly: (2a + 2b + 2 - 2r) >> 2 = (a + b + 1 - r) >> 1
+    # Two equal pairs of taps give the two-tap case: (2a + 2b + 2 - 2r) >> 2 = (a + b + 1 - r) >> 1
     add = np.int32(2 - (rounding if right and down else 2 * rounding))
     for y in range(rows):
         a = np.uint64(sy + y)

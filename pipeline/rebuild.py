@@ -1,0 +1,88 @@
+"""GopRecord -> its anchor frames, exactly as the writer had them.
+
+`prediction = compensate(rebuilt_{k-1}, motion_k); rebuilt_k = clip(prediction + residual_k)`, starting from
+the stored I-frame; on whole numbers throughout. Cost at 384 x 384: about 0.3 ms an anchor.
+"""
+
+from __future__ import annotations
+
+import google_crc32c
+import numpy as np
+
+from cope_prep.pipeline import jpeg
+from cope_prep.pipeline.kernels.compensate import compensate_h264, compensate_mpeg4
+from cope_prep.pipeline.kernels.warp import warp
+from cope_prep.pipeline.residual import apply_residual
+from cope_prep.schemas.errors import ChecksumError, FormatError
+from cope_prep.schemas.records import Compensation, GopRecord
+
+
+def rebuild_anchors(record: GopRecord, *, check: bool = True) -> np.ndarray:
+    """All anchors of a GOP: uint8 [num_anchors, 3H/2, W], I420 planes, full range, BT.601.
+
+    Raises:
+        ChecksumError: an anchor differs from what the writer had (unless `check` is False).
+        FormatError: the I-frame or a residual is not what the record says.
+    """
+    shape = (record.height_px * 3 // 2, record.width_px)
+    anchors = np.empty((record.num_anchors, *shape), np.uint8)
+    if isinstance(record.iframe, bytes):
+        anchors[0] = jpeg.decode_picture(record.iframe, shape=shape, name=f"{record.key}.iframe.jpg")
+    else:
+        anchors[0] = record.iframe
+    prediction = np.empty(shape, np.uint8)
+    for index, window in enumerate(record.windows):
+        predict(
+            anchors[index],
+            window.motion,
+            compensation=record.compensation,
+            step_qpel=window.motion_step_qpel,
+            block_px=record.block_px,
+            rounding=window.rounding,
+            out=prediction,
+        )
+        anchors[index + 1] = apply_residual(
+            record.residual_spec,
+            window.residual,
+            prediction=prediction,
+            name=f"{record.key}.residual.{index:02d}",
+        )
+    if check:
+        for index, expected in enumerate(record.anchor_crc32c):
+            found = checksum(anchors[index])
+            if found != expected:
+                raise ChecksumError(
+                    record.key,
+                    f"anchor {index} rebuilds to crc32c {found:08x}, {expected:08x} was recorded",
+                    "The sample was damaged; extract the video again.",
+                )
+    return anchors
+
+
+def predict(
+    reference: np.ndarray,
+    motion: np.ndarray,
+    *,
+    compensation: Compensation,
+    step_qpel: int,
+    block_px: int,
+    rounding: int,
+    out: np.ndarray,
+) -> None:
+    """Predict a picture from the anchor before it; reference and out uint8 [3H/2, W]."""
+    if compensation == "warp":
+        warp(reference, motion, step_qpel, block_px, out)
+        return
+    if block_px != 8 or step_qpel != 1:
+        raise FormatError(
+            compensation, f"needs quarter pixels on 8 px blocks, found {step_qpel / 4} px on {block_px} px"
+        )
+    if compensation == "h264":
+        compensate_h264(reference, motion, out)
+    else:
+        compensate_mpeg4(reference, motion, rounding, out)
+
+
+def checksum(picture: np.ndarray) -> int:
+    """CRC-32C of a picture's bytes."""
+    return google_crc32c.value(picture.tobytes())

@@ -35,9 +35,9 @@ class Encoder:
     def __init__(self, path: str, *, spec: EncodeSpec, size_px: tuple[int, int]) -> None:
         self._path = path
         name, options = _codec_options(spec)
-        self._container = cast(
-            OutputContainer, av.open(path, "w", format="mp4", options={"fflags": "+bitexact"})
-        )
+        # write_colr: MPEG-4 part 2 streams as FFmpeg writes them cannot say full range; the container can.
+        muxing = {"fflags": "+bitexact", "movflags": "+write_colr"}
+        self._container = cast(OutputContainer, av.open(path, "w", format="mp4", options=muxing))
         stream = cast(VideoStream, self._container.add_stream(name, rate=spec.fps, options=options))
         stream.width, stream.height = size_px
         stream.pix_fmt = "yuv420p"

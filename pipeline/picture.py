@@ -29,12 +29,12 @@ _MATRIX = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2
 """AVColorSpace -> name in the scale filter; everything else counts as unspecified."""
 
 _TURN = {
-    (True, True): ("transpose", "clock_flip"),
-    (True, False): ("transpose", "clock"),
-    (False, True): ("transpose", "cclock"),
-    (False, False): ("transpose", "cclock_flip"),
+    (True, True): "clock_flip",
+    (True, False): "clock",
+    (False, True): "cclock",
+    (False, False): "cclock_flip",
 }
-"""(mirror_x, mirror_y) after a transposition -> FFmpeg's filter that does both."""
+"""(mirror_x, mirror_y) after a transposition -> what FFmpeg's transpose filter calls both together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +124,8 @@ class Converter:
         chain.append(graph.add("format", pix_fmts="yuv420p"))
 
         if orientation.transpose:
-            name, direction = _TURN[orientation.mirror_x, orientation.mirror_y]
-            chain.append(graph.add(name, dir=direction))
+            turn = _TURN[orientation.mirror_x, orientation.mirror_y]
+            chain.append(graph.add("transpose", dir=turn))
             scaled_width, scaled_height = scaled_height, scaled_width
         else:
             if orientation.mirror_x:

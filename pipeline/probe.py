@@ -20,7 +20,7 @@ from typing import IO, NoReturn
 import av
 import av.error
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -47,6 +47,8 @@ _TEXT_FORMATS = ("tty", "concat", "hls", "dash", "ffmetadata", "sdp", "rtsp")
 
 _PICTURE_ONLY = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SECONDARY = Disposition.dependent | Disposition.descriptions
+
+_HDR_TRANSFERS = (16, 18)  # AVCOL_TRC_SMPTE2084 (PQ) and ARIB_STD_B67 (HLG)
 
 _HEADER_CLAIMS_DURATION = ("mov", "matroska", "avi", "flv", "asf")
 # Elsewhere FFmpeg estimates a duration from the bit rate, which is no claim of the file's.
@@ -150,12 +152,10 @@ def open_source(uri: str) -> Iterator[tuple[InputContainer, VideoStream]]:
     with storage.open_read(uri) as file:
         head = _read_head(uri, file)
         try:
+            # max_pixels: FFmpeg decodes while it opens, before a size can be looked at here.
+            options = {"protocol_whitelist": "none", "max_pixels": str(MAX_AREA_PX)}
             container = av.open(
-                file,
-                "r",
-                buffer_size=_READ_BYTES,
-                options={"protocol_whitelist": "none"},
-                metadata_errors="replace",
+                file, "r", buffer_size=_READ_BYTES, options=options, metadata_errors="replace"
             )
         except av.error.FFmpegError as exc:
             _fail_open(uri, head, exc)
@@ -164,6 +164,10 @@ def open_source(uri: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         with container:
             stream = _choose_stream(uri, container)
             stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"max_pixels": str(MAX_AREA_PX)}
+            for other in container.streams:
+                if other.index != stream.index:
+                    other.discard = Discard.all  # not even read, where the container has an index
             yield container, stream
 
 
@@ -197,6 +201,8 @@ def describe(uri: str, container: InputContainer, stream: VideoStream, frame: Vi
         notes.append(str(orientation))
     if oddity:
         notes.append(oddity)
+    if int(frame.color_trc) in _HDR_TRANSFERS:
+        notes.append("is HDR: its brightness curve was kept as it is, not mapped to SDR")
     return SourceInfo(
         uri=uri,
         container=container.format.name,
@@ -331,17 +337,17 @@ def _read_head(uri: str, file: IO[bytes]) -> bytes:
 
 def _fail_open(uri: str, head: bytes, exc: av.error.FFmpegError) -> NoReturn:
     """Every error of av.open, as what it means for the source."""
+    reason = exc.strerror or type(exc).__name__
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
         raise CorruptVideoError(
             uri,
-            "is an MP4 or QuickTime file whose index (moov) is missing or broken",
+            f"is an MP4 or QuickTime file whose index (moov) is missing or broken ({reason})",
             "The recording or the download was cut off: fetch it again, or repair it.",
         ) from exc
     if head[:4] == b"\x1aE\xdf\xa3":
         raise CorruptVideoError(
-            uri, "is a Matroska or WebM file whose header is broken", "Download or copy it again."
+            uri, f"is a Matroska or WebM file whose header is broken ({reason})", "Download or copy it again."
         ) from exc
-    reason = exc.strerror or type(exc).__name__
     raise NotAVideoError(
         uri,
         f"is not a video that FFmpeg can read ({reason})",

@@ -152,15 +152,14 @@ class _Transcoder:
         if self._read_error:
             found.append(f"reading stopped early ({self._read_error})")
         if self._num_bad_packets:
-            found.append(f"{self._num_bad_packets} corrupt packets skipped")
+            found.append(f"{_count(self._num_bad_packets, 'corrupt packet')} skipped")
         if self._num_bad_frames:
-            found.append(f"{self._num_bad_frames} frames are damaged")
+            found.append(f"{_count(self._num_bad_frames, 'frame')} damaged")
+        claimed_s = self._info.claimed_duration_s or 0.0
         if self._clock.num_jumps:
-            found.append(
-                f"{self._clock.num_jumps} jumps of the timestamps (over {MAX_GAP_S} s ahead, or back) removed"
-            )
-        claimed_s = self._info.claimed_duration_s
-        if claimed_s and claimed_s - self._decoded_s > max(1.0, 0.02 * claimed_s):
+            jumps = _count(self._clock.num_jumps, "jump")
+            found.append(f"{jumps} of the timestamps (back, or over {MAX_GAP_S} s ahead) closed up")
+        elif claimed_s - self._decoded_s > max(1.0, 0.02 * claimed_s):
             found.append(
                 f"the header promises {claimed_s:.1f} s, {float(self._decoded_s):.1f} s decode:"
                 " truncated, or a wrong header"
@@ -188,14 +187,15 @@ class _Transcoder:
     ) -> Iterator[tuple[VideoFrame | None, int]]:
         """(picture, ticks at which it begins), progressive; at last (None, ticks at which the video ends)."""
         clock = self._clock
-        by_dts = first.pts is None  # AVI has decoding times only; a mix of both would run backward
+        # AVI stores no presentation times; what FFmpeg makes up for H.264 with B-frames there is wrong.
+        dts_only = self._info.container == "avi" and first.dts is not None
         deinterlacer: Deinterlacer | None = None
         deinterlacer_key = None
         frame: VideoFrame | None = first
         duration = 0
         ticks = 0
         while frame is not None:
-            ticks = clock.tick(frame.dts if by_dts else frame.pts)
+            ticks = clock.tick(None if dts_only else frame.pts, frame.dts)
             duration = frame.duration
             if deinterlacer and picture_key(frame) != deinterlacer_key:
                 yield from deinterlacer.push(None)
@@ -241,6 +241,10 @@ class _Transcoder:
                 f" ({exc.strerror or exc})",
                 "Convert it with another tool first.",
             ) from exc
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _sha256(uri: str) -> str:

@@ -38,15 +38,20 @@ class Clock:
     """Raw timestamp of the first picture; None when it had none."""
     _offset: int | None = None
     _last: int = 0
+    _last_pts: int | None = None
+    _last_dts: int | None = None
+    _bad_pts: int = 0
+    _bad_dts: int = 0
 
-    def tick(self, pts: int | None) -> int:
+    def tick(self, pts: int | None, dts: int | None = None) -> int:
         """Ticks of the next picture in presentation order; the first is at 0."""
+        raw = self._choose(pts, dts)
         if self._offset is None:
-            self.start = pts
-            self._offset = -(pts or 0)
-            self.num_missing += pts is None
+            self.start = raw
+            self._offset = -(raw or 0)
+            self.num_missing += raw is None
             return 0
-        step = None if pts is None else pts + self._offset - self._last
+        step = None if raw is None else raw + self._offset - self._last
         if step is None:
             self.num_missing += 1
             step = self.nominal_ticks
@@ -59,6 +64,18 @@ class Clock:
             step = 0
         self._last += step
         return self._last
+
+    def _choose(self, pts: int | None, dts: int | None) -> int | None:
+        """pts, unless it ran backward more often than dts did: players' rule, for H.264 with B-frames in AVI."""
+        if pts is not None:
+            self._bad_pts += self._last_pts is not None and pts <= self._last_pts
+            self._last_pts = pts
+        if dts is not None:
+            self._bad_dts += self._last_dts is not None and dts <= self._last_dts
+            self._last_dts = dts
+        if dts is None or (pts is not None and self._bad_pts <= self._bad_dts):
+            return pts
+        return dts
 
     def last_ticks(self, duration: int | None) -> int:
         """Ticks that the last picture stays, given the duration that its packet claims."""

@@ -85,7 +85,7 @@ def write_clip(
     container_format: str | None = None,
     gop_size: int = 12,
     max_b_frames: int = 0,
-    rotation_deg: int | None = None,
+    rotation: tuple[int, bool, bool] | None = None,
     sample_aspect: Fraction | None = None,
     color_range: int = 0,
     colorspace: int = 2,
@@ -107,8 +107,8 @@ def write_clip(
             context.time_base = time_base
         if sample_aspect is not None:
             context.sample_aspect_ratio = sample_aspect
-        if rotation_deg is not None:
-            stream.set_display_rotation(rotation_deg)
+        if rotation is not None:  # (counterclockwise degrees, hflip, vflip)
+            stream.set_display_rotation(rotation[0], hflip=rotation[1], vflip=rotation[2])
         sound = container.add_stream("aac", rate=16000) if audio else None
         tick = time_base or 1 / Fraction(fps)
         for index in range(num_frames):
@@ -133,7 +133,8 @@ def add_video(container, *, size_px, fps=30, codec="libx264", pix_fmt="yuv420p",
 
 
 def make_frame(picture: np.ndarray, pix_fmt: str = "yuv420p") -> av.VideoFrame:
-    """A frame of any format from I420 planes; only the layout and depth change, not the levels."""
+    """A frame of any format from I420 planes (only layout and depth change, not the levels), or from an
+    array with three dimensions that has the format already."""
     if picture.ndim == 3:
         return av.VideoFrame.from_ndarray(picture, format=pix_fmt)
     frame = av.VideoFrame.from_ndarray(picture, format="yuv420p")

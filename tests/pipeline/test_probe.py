@@ -43,7 +43,9 @@ def test_real_clips(real_clips: list[Path]) -> None:
     ("counterclockwise_deg", "clockwise_deg"), [(0, 0), (90, 270), (180, 180), (-90, 90), (270, 90)]
 )
 def test_rotation(media: ModuleType, tmp_path: Path, counterclockwise_deg: int, clockwise_deg: int) -> None:
-    clip = media.write_clip(tmp_path / "turned.mp4", num_frames=2, rotation_deg=counterclockwise_deg)
+    clip = media.write_clip(
+        tmp_path / "turned.mp4", num_frames=2, rotation=(counterclockwise_deg, False, False)
+    )
     info = probe_source(str(clip))
     assert info.orientation.clockwise_deg == clockwise_deg
     assert not info.orientation.mirrored
@@ -51,7 +53,9 @@ def test_rotation(media: ModuleType, tmp_path: Path, counterclockwise_deg: int, 
 
 
 def test_oblique_rotation_is_noted(media: ModuleType, tmp_path: Path) -> None:
-    info = probe_source(str(media.write_clip(tmp_path / "oblique.mp4", num_frames=2, rotation_deg=-80)))
+    info = probe_source(
+        str(media.write_clip(tmp_path / "oblique.mp4", num_frames=2, rotation=(-80, False, False)))
+    )
     assert info.orientation == Orientation(transpose=True, mirror_x=True)
     assert any("80 degrees was taken to the nearest quarter turn" in note for note in info.notes)
 

@@ -8,6 +8,7 @@ so no reader ever sees part of it. Temporary names begin with `.tmp-`; listings 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import posixpath
 import shutil
@@ -17,16 +18,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from cope_prep.schemas.errors import SchemaVersionError, SourceNotFoundError, StorageError
+from cope_prep.schemas.errors import (
+    ConfigurationError,
+    FormatError,
+    SchemaVersionError,
+    SourceNotFoundError,
+    StorageError,
+)
 from cope_prep.schemas.specs import SCHEMA_VERSION
 
 TEMPORARY_PREFIX = ".tmp-"
+
+_VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+"""What the fsspec backends call it, best first: s3, gcs and azure, sftp, then those without an etag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +63,22 @@ def local_path(uri: str) -> str:
     return uri.removeprefix("file://")
 
 
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The store of a remote URL, and the path in it, with no answers cached from before.
+
+    Raises:
+        ConfigurationError: no such protocol, or the package for it is not installed.
+    """
+    try:
+        fs, path = url_to_fs(uri)
+    except (ImportError, ValueError) as exc:
+        raise ConfigurationError(
+            uri, f"this kind of URL cannot be used ({exc})", "Check the URL, or install its fsspec package."
+        ) from exc
+    fs.invalidate_cache(path)  # other processes write to the same store
+    return fs, path
+
+
 def stat(uri: str) -> FileStat:
     """Size and version of a file.
 
@@ -64,7 +90,7 @@ def stat(uri: str) -> FileStat:
         if is_local(uri):
             entry = os.stat(local_path(uri))
             return FileStat(size_bytes=entry.st_size, version=str(entry.st_mtime_ns))
-        fs, path = url_to_fs(uri)
+        fs, path = filesystem(uri)
         return stat_of_info(fs.info(path))
     except FileNotFoundError as exc:
         raise SourceNotFoundError(
@@ -76,7 +102,9 @@ def stat(uri: str) -> FileStat:
 
 def stat_of_info(info: dict[str, Any]) -> FileStat:
     """FileStat of one fsspec listing entry."""
-    version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified") or ""
+    version = next((info[name] for name in _VERSION_FIELDS if info.get(name)), "")
+    if isinstance(version, datetime.datetime):  # some stores list a float and examine to a datetime
+        version = version.timestamp()
     if isinstance(version, float):
         version = int(version * 1e9)
     return FileStat(size_bytes=int(info.get("size") or 0), version=str(version).strip('"'))
@@ -86,8 +114,16 @@ def exists(uri: str) -> bool:
     """True if a file or folder is there."""
     if is_local(uri):
         return os.path.exists(local_path(uri))
-    fs, path = url_to_fs(uri)
+    fs, path = filesystem(uri)
     return bool(fs.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    """True if a folder is there; in an object store, anything with something below it."""
+    if is_local(uri):
+        return os.path.isdir(local_path(uri))
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
 
 
 def open_read(uri: str) -> IO[bytes]:
@@ -100,7 +136,8 @@ def open_read(uri: str) -> IO[bytes]:
     try:
         if is_local(uri):
             return open(local_path(uri), "rb")
-        return cast("IO[bytes]", fsspec.open(uri, "rb").open())
+        fs, path = filesystem(uri)
+        return cast("IO[bytes]", fs.open(path, "rb"))
     except FileNotFoundError as exc:
         raise SourceNotFoundError(uri, "no such file") from exc
     except OSError as exc:
@@ -130,13 +167,18 @@ def _list(uri: str, kind: str) -> list[str]:
             with os.scandir(local_path(uri)) as entries:
                 names = [entry.name for entry in entries if entry.is_dir() == (kind == "directory")]
         else:
-            fs, path = url_to_fs(uri)
-            listing = fs.ls(path, detail=True, refresh=True)
+            fs, path = filesystem(uri)
+            base = path.rstrip("/")
             names = [
-                posixpath.basename(entry["name"].rstrip("/")) for entry in listing if entry["type"] == kind
+                posixpath.basename(entry["name"].rstrip("/"))
+                for entry in fs.ls(path, detail=True)
+                # a store may list the folder's own marker, or the file itself when it is not a folder
+                if entry["type"] == kind and entry["name"].rstrip("/") != base
             ]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as exc:
+        raise StorageError(uri, f"cannot be listed ({exc})") from exc
     return sorted(name for name in names if name and not name.startswith(TEMPORARY_PREFIX))
 
 
@@ -146,7 +188,7 @@ def remove(uri: str) -> None:
         if is_local(uri):
             os.remove(local_path(uri))
         else:
-            fs, path = url_to_fs(uri)
+            fs, path = filesystem(uri)
             fs.rm_file(path)
 
 
@@ -160,13 +202,19 @@ def publish(uri: str) -> Iterator[str]:
     if is_local(uri):
         target = os.path.abspath(local_path(uri))
         folder = os.path.dirname(target)
-        os.makedirs(folder, exist_ok=True)
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as exc:
+            raise StorageError(uri, f"its folder cannot be made ({exc})") from exc
         temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{os.path.basename(target)}")
         try:
             yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
+            try:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            except OSError as exc:
+                raise StorageError(uri, f"cannot be written ({exc})") from exc
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(temporary)
@@ -176,7 +224,7 @@ def publish(uri: str) -> Iterator[str]:
     try:
         temporary = os.path.join(folder, posixpath.basename(uri))
         yield temporary
-        fs, path = url_to_fs(uri)
+        fs, path = filesystem(uri)
         try:
             if isinstance(fs, LocalFileSystem):  # a chained or aliased local URL
                 raise StorageError(uri, "is a local path under another name", "Give the plain path.")
@@ -205,10 +253,14 @@ def read_table(uri: str, schema: pa.Schema) -> pa.Table:
 
     Raises:
         SourceNotFoundError: there is no such table.
+        FormatError: it is not a Parquet file.
         SchemaVersionError: it was written by a newer version, or has other columns.
     """
     with open_read(uri) as file:
-        table = pq.read_table(file)
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowInvalid, OSError) as exc:
+            raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
     found = (table.schema.metadata or {}).get(b"cope_prep.schema_version", b"0")
     if int(found) > SCHEMA_VERSION:
         raise SchemaVersionError(

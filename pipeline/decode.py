@@ -47,9 +47,9 @@ class DecodedFrame:
             return _NO_VECTORS
         return np.frombuffer(side_data, np.int32).reshape(-1, 10)
 
-    def picture(self) -> np.ndarray:
-        """uint8 [3H/2, W]: Y above, U and V side by side below; full range, BT.601."""
-        return picture_of(self.frame)
+    def picture(self, out: np.ndarray | None = None) -> np.ndarray:
+        """uint8 [3H/2, W], in `out` if given: Y above, U and V side by side below; full range, BT.601."""
+        return picture_of(self.frame, out)
 
     def motion_field(self) -> MotionField:
         """The dense motion of this frame, relative to the frame before."""
@@ -106,11 +106,12 @@ def read_frames(video_uri: str) -> Iterator[DecodedFrame]:
             raise BitstreamError(video_uri, f"does not decode at frame {index} ({exc})", _REMEDY) from exc
 
 
-def picture_of(frame: av.VideoFrame) -> np.ndarray:
-    """The planes of a 4:2:0 frame as uint8 [3H/2, W]: Y above, U and V side by side below. A copy."""
+def picture_of(frame: av.VideoFrame, out: np.ndarray | None = None) -> np.ndarray:
+    """A copy of the planes of a 4:2:0 frame, uint8 [3H/2, W]: Y above, U and V side by side below."""
     height, width = frame.height, frame.width
     half_h, half_w = height // 2, width // 2
-    out = np.empty((height + half_h, width), np.uint8)
+    if out is None:
+        out = np.empty((height + half_h, width), np.uint8)
     targets = (out[:height], out[height:, :half_w], out[height:, half_w:])
     for plane, target in zip(frame.planes, targets, strict=True):
         rows, cols = target.shape

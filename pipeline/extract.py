@@ -30,7 +30,7 @@ from cope_prep.pipeline.kernels.residual import compare, motion_figures
 from cope_prep.pipeline.kernels.vectors import CELL_PX, scatter_vectors
 from cope_prep.pipeline.quantize import quantize_motion
 from cope_prep.pipeline.rebuild import checksum, predict
-from cope_prep.pipeline.residual import CodedResidual, code_residual
+from cope_prep.pipeline.residual import CodedResidual, ResidualWriter
 from cope_prep.schemas.errors import BitstreamError, ConfigurationError
 from cope_prep.schemas.records import Compensation, FusedPFrame, GopRecord, WindowStats
 from cope_prep.schemas.specs import EncodeSpec, ExtractSpec, JpegIframe, spec_hash
@@ -143,7 +143,8 @@ class _GopBuilder:
             self._stored = jpeg.encode_picture(picture, quality=spec.iframe.quality)
             self._rebuilt = jpeg.decode_picture(self._stored, shape=picture.shape, name="iframe")
         else:
-            self._stored = self._rebuilt = picture
+            self._stored = picture.copy()
+            self._rebuilt = picture
         self._iframe_psnr_db, self._iframe_max_error = _fidelity(self._rebuilt, picture)
         self._iframe_packet_bytes = iframe.packet_bytes
         self._crcs = [checksum(self._rebuilt)]
@@ -154,7 +155,10 @@ class _GopBuilder:
         self._motion = np.empty((spec.window, *grid, 2), np.int16)
         self._covered = np.empty((spec.window, *grid), np.uint8)
         self._window_bytes = 0
+        self._current = np.empty_like(picture)
         self._prediction = np.empty_like(picture)
+        self._writer = ResidualWriter(spec.residual, picture.shape)
+        self._next = np.empty_like(picture)
 
     def add(self, frame: DecodedFrame) -> None:
         """Take the next P-frame; the last one of a window completes it."""
@@ -197,7 +201,7 @@ class _GopBuilder:
         )
 
     def _close_window(self, frame: DecodedFrame) -> FusedPFrame:
-        current = frame.picture()
+        current = frame.picture(self._current)
         if self._spec.window == 1:
             motion = self._motion[0].copy()
             intra = self._covered[0] == 0
@@ -220,9 +224,9 @@ class _GopBuilder:
             rounding=frame.rounding,
             out=self._prediction,
         )
-        coded = code_residual(self._spec.residual, current=current, prediction=self._prediction)
-        self._rebuilt = coded.rebuilt
-        self._crcs.append(checksum(coded.rebuilt))
+        coded = self._writer.code(current=current, prediction=self._prediction, rebuilt=self._next)
+        self._rebuilt, self._next = self._next, self._rebuilt
+        self._crcs.append(checksum(self._rebuilt))
         return FusedPFrame(
             motion=motion,
             intra=intra,
@@ -242,7 +246,7 @@ class _GopBuilder:
         current: np.ndarray,
     ) -> WindowStats:
         mean_steps, p95_steps, num_zero = motion_figures(motion, intra)
-        psnr_db, max_error = _fidelity(coded.rebuilt, current)
+        psnr_db, max_error = _fidelity(self._rebuilt, current)
         step_px = step_qpel / 4
         return WindowStats(
             motion_mean_px=round(mean_steps * step_px, 4),

@@ -29,7 +29,7 @@ def encode_picture(picture: np.ndarray, *, quality: int) -> bytes:
     )
 
 
-def decode_picture(content: bytes, *, shape: tuple[int, int], name: str) -> np.ndarray:
+def decode_picture(content: bytes, *, shape: tuple[int, ...], name: str) -> np.ndarray:
     """A 4:2:0 JPEG -> uint8 [3H/2, W]; `shape` is the shape that it must have.
 
     Raises:
@@ -56,8 +56,10 @@ def encode_grey(plane: np.ndarray, *, quality: int) -> bytes:
     return simplejpeg.encode_jpeg(plane[:, :, None], quality=quality, colorspace="GRAY")
 
 
-def decode_grey(content: bytes, *, shape: tuple[int, int], name: str) -> np.ndarray:
-    """A grey JPEG -> uint8 [H, W]; `shape` is the shape that it must have.
+def decode_grey(
+    content: bytes, *, shape: tuple[int, ...], name: str, out: np.ndarray | None = None
+) -> np.ndarray:
+    """A grey JPEG -> uint8 [H, W], in `out` if given; `shape` is the shape that it must have.
 
     Raises:
         FormatError: it is not such a JPEG.
@@ -66,6 +68,6 @@ def decode_grey(content: bytes, *, shape: tuple[int, int], name: str) -> np.ndar
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(content)
         if (height, width) != shape or colorspace != "Gray":
             raise FormatError(name, f"is a {colorspace} JPEG of {(height, width)}, expected grey of {shape}")
-        return simplejpeg.decode_jpeg(content, "GRAY")[:, :, 0]
+        return simplejpeg.decode_jpeg(content, "GRAY", buffer=out)[:, :, 0]
     except ValueError as exc:
         raise FormatError(name, f"is not a readable JPEG ({exc})") from exc

@@ -41,10 +41,11 @@ def rebuild_anchors(record: GopRecord, *, check: bool = True) -> np.ndarray:
             rounding=window.rounding,
             out=prediction,
         )
-        anchors[index + 1] = apply_residual(
+        apply_residual(
             record.residual_spec,
             window.residual,
             prediction=prediction,
+            rebuilt=anchors[index + 1],
             name=f"{record.key}.residual.{index:02d}",
         )
     if check:

@@ -121,8 +121,8 @@ class FusedPFrame:
     """1, 2, 4, 8, ...: quarter pixels per unit of `motion`."""
     rounding: int
     """MPEG-4 rounding control of this P-frame (0 or 1); 0 for other compensations."""
-    residual: bytes | np.ndarray
-    """dct: JPEG bytes. int8: int8 [3H/2, W] in steps. lossless: int16 [3H/2, W] in grey levels."""
+    residual: bytes
+    """As stored. dct: grey JPEG. int8, lossless: .npy.zst; decoded by pipeline.residual.decode_residual."""
     stats: WindowStats
 
     @property

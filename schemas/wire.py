@@ -4,7 +4,8 @@
     .iframe.jpg              4:2:0 JPEG (or .iframe.npy.zst, uint8 [3H/2, W])
     .motion.npy.zst          int8 [num_windows, Hb, Wb, 2] (int16 at s = 1)
     .intra.npy.zst           uint8, np.packbits of bool [num_windows, Hb, Wb]
-    .residual.00.jpg ...     one grey JPEG a window (or one .residual.npy.zst [num_windows, 3H/2, W])
+    .residual.00.jpg ...     one a window: grey JPEG, or .residual.00.npy.zst [3H/2, W] (int8 in steps;
+                             lossless: int8 if every value fits, else int16, in grey levels)
 
 `.npy.zst` is a .npy file compressed by zstd. A reader checks dtype and shape against the .json before it
 allocates anything, never unpickles, and never decompresses past the expected size.
@@ -25,11 +26,16 @@ from pydantic import TypeAdapter, ValidationError
 
 from cope_prep.schemas.errors import FormatError, SchemaVersionError
 from cope_prep.schemas.records import FusedPFrame, GopRecord, WindowStats
-from cope_prep.schemas.specs import SCHEMA_VERSION, ResidualSpec
+from cope_prep.schemas.specs import (
+    SCHEMA_VERSION,
+    DctResidual,
+    Int8Residual,
+    LosslessResidual,
+    ResidualSpec,
+)
 
 _RESIDUAL_SPEC: TypeAdapter[Any] = TypeAdapter(ResidualSpec)
 _STATS_NAMES = tuple(field.name for field in fields(WindowStats))
-_RESIDUAL_DTYPES = {"int8": np.dtype(np.int8), "lossless": np.dtype(np.int16)}
 _NPY_HEADER_BYTES = 128
 """np.save's header for any array of ours, version 1.0, padded to 64."""
 
@@ -44,23 +50,16 @@ def encode_gop(record: GopRecord, *, compression_level: int = 3) -> dict[str, by
     for index, window in enumerate(windows):
         motion[index] = window.motion
         intra[index] = window.intra
+    compressor = zstandard.ZstdCompressor(level=compression_level)
     members = {"json": json.dumps(_describe(record), separators=(",", ":")).encode()}
     if isinstance(record.iframe, bytes):
         members["iframe.jpg"] = record.iframe
     else:
-        members["iframe.npy.zst"] = pack_array(record.iframe, compression_level)
-    members["motion.npy.zst"] = pack_array(motion, compression_level)
-    members["intra.npy.zst"] = pack_array(np.packbits(intra), compression_level)
-    if record.residual_spec.kind == "dct":
-        for index, window in enumerate(windows):
-            assert isinstance(window.residual, bytes)
-            members[f"residual.{index:02d}.jpg"] = window.residual
-    else:
-        dtype = _RESIDUAL_DTYPES[record.residual_spec.kind]
-        planes = np.empty((len(windows), record.height_px * 3 // 2, record.width_px), dtype)
-        for index, window in enumerate(windows):
-            planes[index] = window.residual
-        members["residual.npy.zst"] = pack_array(planes, compression_level)
+        members["iframe.npy.zst"] = pack_array(record.iframe, compressor)
+    members["motion.npy.zst"] = pack_array(motion, compressor)
+    members["intra.npy.zst"] = pack_array(np.packbits(intra), compressor)
+    for index, window in enumerate(windows):
+        members[residual_name(index, record.residual_spec)] = window.residual
     return members
 
 
@@ -84,39 +83,52 @@ def decode_gop(members: Mapping[str, bytes], *, key: str = "sample") -> GopRecor
         raise FormatError(f"{key}.json", f"is malformed ({type(exc).__name__}: {exc})") from exc
 
 
-def pack_array(array: np.ndarray, compression_level: int) -> bytes:
-    """An array as a zstd-compressed .npy file."""
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return zstandard.ZstdCompressor(level=compression_level).compress(buffer.getbuffer())
+def residual_name(index: int, spec: DctResidual | Int8Residual | LosslessResidual) -> str:
+    """Member name of a window's residual, without the key."""
+    return f"residual.{index:02d}.{'jpg' if spec.kind == 'dct' else 'npy.zst'}"
 
 
-def unpack_array(content: bytes, *, dtype: np.dtype, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """A .npy.zst member, if it is exactly of this dtype and shape.
+def pack_array(array: np.ndarray, compressor: zstandard.ZstdCompressor) -> bytes:
+    """An array as a zstd-compressed .npy file, without a copy of the array."""
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    stream = compressor.compressobj(size=header.tell() + array.nbytes)
+    return b"".join((stream.compress(header.getvalue()), stream.compress(array.data), stream.flush()))
+
+
+def unpack_array(
+    content: bytes, *, dtypes: tuple[type[np.generic], ...], shape: tuple[int, ...], name: str
+) -> np.ndarray:
+    """A .npy.zst member, if it is exactly of this shape and of one of these dtypes.
 
     Raises:
         FormatError: it is not.
     """
-    expected_bytes = _NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize
+    allowed = {np.dtype(dtype) for dtype in dtypes}
+    sizes = {_NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize for dtype in allowed}
     try:
         declared = zstandard.frame_content_size(content)
-        if declared != expected_bytes:
-            raise FormatError(name, f"declares {declared} bytes, {expected_bytes} are expected for {shape}")
-        raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=expected_bytes)
+        if declared not in sizes:
+            raise FormatError(name, f"declares {declared} bytes, one of {sorted(sizes)} was expected")
+        raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=declared)
         stream = io.BytesIO(raw)
         if np.lib.format.read_magic(stream) != (1, 0):
             raise FormatError(name, "is not a version 1.0 .npy file")
-        found_shape, fortran, found_dtype = np.lib.format.read_array_header_1_0(stream)
+        found_shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except (zstandard.ZstdError, ValueError, EOFError) as exc:
         raise FormatError(name, f"cannot be read ({exc})") from exc
-    if found_shape != shape or found_dtype != dtype or fortran or stream.tell() != _NPY_HEADER_BYTES:
-        raise FormatError(name, f"is {found_dtype} {found_shape}, expected {dtype} {shape}")
+    if found_shape != shape or dtype not in allowed or fortran or stream.tell() != _NPY_HEADER_BYTES:
+        expected = " or ".join(sorted(map(str, allowed)))
+        raise FormatError(name, f"is {dtype} {found_shape}, expected {expected} {shape}")
+    if len(raw) != _NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize:
+        raise FormatError(name, f"holds {len(raw)} bytes, too few or too many for {dtype} {shape}")
     return np.frombuffer(raw, dtype, offset=_NPY_HEADER_BYTES).reshape(shape)
 
 
-def _motion_dtype(window: int) -> np.dtype:
+def _motion_dtype(window: int) -> type[np.generic]:
     # At s = 1 the vectors are the codec's own, and no coarser step may round them.
-    return np.dtype(np.int16) if window == 1 else np.dtype(np.int8)
+    return np.int16 if window == 1 else np.int8
 
 
 def _describe(record: GopRecord) -> dict[str, Any]:
@@ -165,35 +177,25 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
     picture_shape = (height_px * 3 // 2, width_px)
     motion = unpack_array(
         _member(members, "motion.npy.zst", key),
-        dtype=_motion_dtype(window),
+        dtypes=(_motion_dtype(window),),
         shape=(num_windows, *grid, 2),
         name=f"{key}.motion.npy.zst",
     )
     num_bits = num_windows * grid[0] * grid[1]
     packed = unpack_array(
         _member(members, "intra.npy.zst", key),
-        dtype=np.dtype(np.uint8),
+        dtypes=(np.uint8,),
         shape=(-(-num_bits // 8),),
         name=f"{key}.intra.npy.zst",
     )
     intra = np.unpackbits(packed, count=num_bits).astype(np.bool_).reshape(num_windows, *grid)
-    residuals: list[bytes] | np.ndarray
-    if spec.kind == "dct":
-        residuals = [_member(members, f"residual.{index:02d}.jpg", key) for index in range(num_windows)]
-    else:
-        residuals = unpack_array(
-            _member(members, "residual.npy.zst", key),
-            dtype=_RESIDUAL_DTYPES[spec.kind],
-            shape=(num_windows, *picture_shape),
-            name=f"{key}.residual.npy.zst",
-        )
     iframe: bytes | np.ndarray
     if "iframe.jpg" in members:
         iframe = members["iframe.jpg"]
     else:
         iframe = unpack_array(
             _member(members, "iframe.npy.zst", key),
-            dtype=np.dtype(np.uint8),
+            dtypes=(np.uint8,),
             shape=picture_shape,
             name=f"{key}.iframe.npy.zst",
         )
@@ -204,7 +206,7 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
             intra=intra[index],
             motion_step_qpel=_bounded(int(about["motion_step_px"][index] * 4), 1, 1024, "motion_step_px * 4"),
             rounding=_bounded(about["rounding"][index], 0, 1, "rounding"),
-            residual=residuals[index],
+            residual=_member(members, residual_name(index, spec), key),
             stats=WindowStats(**{name: stats[name][index] for name in _STATS_NAMES}),
         )
         for index in range(num_windows)

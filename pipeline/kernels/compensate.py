@@ -32,10 +32,17 @@ _AFTER = 3
 def _clamped_patch(plane: np.ndarray, top: int, left: int, rows: int, cols: int, patch: np.ndarray) -> None:
     """Copy rows x cols pixels from (top, left) of a plane, coordinates clamped to its edge."""
     height, width = plane.shape
+    first = min(max(-left, 0), cols)
+    last = max(min(width - left, cols), first)
     for y in range(rows):
-        src_y = min(max(top + y, 0), height - 1)
-        for x in range(cols):
-            patch[y, x] = plane[src_y, min(max(left + x, 0), width - 1)]
+        src = np.uint64(min(max(top + y, 0), height - 1))
+        dst = np.uint64(y)
+        for x in range(first):
+            patch[dst, np.uint64(x)] = plane[src, 0]
+        for x in range(first, last):
+            patch[dst, np.uint64(x)] = plane[src, np.uint64(left + x)]
+        for x in range(last, cols):
+            patch[dst, np.uint64(x)] = plane[src, np.uint64(width - 1)]
 
 
 @njit(cache=True, nogil=True)
@@ -217,7 +224,12 @@ def compensate_h264(picture: np.ndarray, motion: np.ndarray, out: np.ndarray) ->
             cols = num_cells * 8
             sy = y0 + (dy >> 2)
             sx = x0 + (dx >> 2)
-            if sy >= _BEFORE and sx >= _BEFORE and sy + 8 + _AFTER <= height and sx + cols + _AFTER <= width:
+            # A filter reads beside the block only along the axes where the vector has a fraction.
+            before_x, after_x = (_BEFORE, _AFTER) if dx & 3 else (0, 0)
+            before_y, after_y = (_BEFORE, _AFTER) if dy & 3 else (0, 0)
+            is_inside_x = sx >= before_x and sx + cols + after_x <= width
+            is_inside_y = sy >= before_y and sy + 8 + after_y <= height
+            if is_inside_x and is_inside_y:
                 _luma_h264(luma, sy, sx, 8, cols, dx & 3, dy & 3, middle, other, out, y0, x0)
             else:
                 _clamped_patch(
@@ -285,7 +297,7 @@ def _half_pel_plane(
     sx = x0 + (half_x >> 1)
     right = half_x & 1
     down = half_y & 1
-    if sy >= 0 and sx >= 0 and sy + rows + 1 <= height and sx + cols + 1 <= width:
+    if sy >= 0 and sx >= 0 and sy + rows + down <= height and sx + cols + right <= width:
         _half_pel_run(plane, sy, sx, rows, cols, right, down, rounding, out, y0, x0)
     else:
         _clamped_patch(plane, sy, sx, rows + 1, cols + 1, patch)

@@ -31,7 +31,9 @@ def warp_block(
     w01 = np.int32(fx * (8 - fy))
     w10 = np.int32((8 - fx) * fy)
     w11 = np.int32(fx * fy)
-    if left >= 0 and top >= 0 and left + size_x + 1 <= width and top + size_y + 1 <= height:
+    beside_x = 1 if fx else 0
+    below_y = 1 if fy else 0
+    if left >= 0 and top >= 0 and left + size_x + beside_x <= width and top + size_y + below_y <= height:
         # Unsigned indices: numba then skips its check for negative ones, and LLVM vectorises the row.
         if fx == 0 and fy == 0:
             for y in range(size_y):
@@ -42,11 +44,11 @@ def warp_block(
             return
         for y in range(size_y):
             src = np.uint64(top + y)
-            below = np.uint64(top + y + 1)
+            below = np.uint64(top + y + below_y)
             dst = np.uint64(y0 + y)
             for x in range(size_x):
                 col = np.uint64(left + x)
-                beside = np.uint64(left + x + 1)
+                beside = np.uint64(left + x + beside_x)
                 value = (
                     w00 * np.int32(plane[src, col])
                     + w01 * np.int32(plane[src, beside])

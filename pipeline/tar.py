@@ -16,6 +16,8 @@ from cope_prep.schemas.errors import FormatError
 
 BLOCK_BYTES = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
+MAX_MEMBERS = 2048
+"""No sample has more: 1,199 windows at most. A crafted tar cannot make a reader collect more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +60,8 @@ def scan(file: IO[bytes], *, name: str) -> Iterator[SampleSpan]:
     """The samples of a tar in order, by their headers alone; contents are skipped, not read.
 
     Raises:
-        FormatError: a header is damaged, an entry is not a plain file, a name is not `<key>.<member>`, or the
-            tar ends without its end-of-archive mark.
+        FormatError: a header is damaged, an entry is not a plain file, a name is not `<key>.<member>`, a
+            sample has more than MAX_MEMBERS, or the tar ends without its end-of-archive mark.
     """
     size_bytes = file.seek(0, io.SEEK_END)
     offset_bytes = 0
@@ -71,14 +73,15 @@ def scan(file: IO[bytes], *, name: str) -> Iterator[SampleSpan]:
         header = file.read(BLOCK_BYTES)
         if len(header) < BLOCK_BYTES:
             raise FormatError(name, f"ends at byte {size_bytes} without an end-of-archive mark: truncated")
-        if header == bytes(BLOCK_BYTES):
+        if header == bytes(BLOCK_BYTES) and file.read(BLOCK_BYTES) == header:
             break
         try:
             info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
         except (tarfile.HeaderError, UnicodeDecodeError) as exc:
             raise FormatError(name, f"has a damaged header at byte {offset_bytes} ({exc})") from exc
         found_key, dot, member = info.name.partition(".")
-        if not info.isreg() or not dot or "/" in info.name:
+        # A size in base 256 may be negative, which would send us back for ever.
+        if info.type != tarfile.REGTYPE or not dot or "/" in info.name or info.size < 0:
             raise FormatError(name, f"holds {info.name!r} at byte {offset_bytes}, not a member of a sample")
         content_bytes = offset_bytes + BLOCK_BYTES
         end_bytes = content_bytes + info.size + -info.size % BLOCK_BYTES
@@ -88,6 +91,8 @@ def scan(file: IO[bytes], *, name: str) -> Iterator[SampleSpan]:
             if key is not None:
                 yield _span(key, start_bytes, offset_bytes, members)
             key, start_bytes, members = found_key, offset_bytes, []
+        if len(members) == MAX_MEMBERS:
+            raise FormatError(name, f"holds more than {MAX_MEMBERS} members of sample {key}")
         members.append(Member(name=member, offset_bytes=content_bytes, size_bytes=info.size))
         offset_bytes = end_bytes
     if key is not None:

@@ -13,6 +13,7 @@ allocates anything, never unpickles, and never decompresses past the expected si
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -36,8 +37,8 @@ from cope_prep.schemas.specs import (
 
 _RESIDUAL_SPEC: TypeAdapter[Any] = TypeAdapter(ResidualSpec)
 _STATS_NAMES = tuple(field.name for field in fields(WindowStats))
-_NPY_HEADER_BYTES = 128
-"""np.save's header for any array of ours, version 1.0, padded to 64."""
+MAX_ARRAY_BYTES = 1 << 31
+"""No array of a sample is larger: a crafted one cannot make a reader allocate more."""
 
 
 def encode_gop(record: GopRecord, *, compression_level: int = 3) -> dict[str, bytes]:
@@ -79,8 +80,24 @@ def decode_gop(members: Mapping[str, bytes], *, key: str = "sample") -> GopRecor
                 "Update cope-prep.",
             )
         return _read_record(about, members, key)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, ValidationError) as exc:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        ValidationError,
+    ) as exc:
         raise FormatError(f"{key}.json", f"is malformed ({type(exc).__name__}: {exc})") from exc
+
+
+def member_names(record: GopRecord) -> list[str]:
+    """The members of a record's sample, in the order in which they are stored."""
+    iframe = "iframe.jpg" if isinstance(record.iframe, bytes) else "iframe.npy.zst"
+    residuals = [residual_name(index, record.residual_spec) for index in range(len(record.windows))]
+    return ["json", iframe, "motion.npy.zst", "intra.npy.zst", *residuals]
 
 
 def residual_name(index: int, spec: DctResidual | Int8Residual | LosslessResidual) -> str:
@@ -91,10 +108,17 @@ def residual_name(index: int, spec: DctResidual | Int8Residual | LosslessResidua
 def pack_array(array: np.ndarray, compressor: zstandard.ZstdCompressor) -> bytes:
     """An array as a zstd-compressed .npy file, without a copy of the array."""
     array = np.ascontiguousarray(array)
+    header = _npy_header(array.shape, array.dtype)
+    stream = compressor.compressobj(size=len(header) + array.nbytes)
+    return b"".join((stream.compress(header), stream.compress(array.data), stream.flush()))
+
+
+@functools.lru_cache(maxsize=64)
+def _npy_header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    stream = compressor.compressobj(size=header.tell() + array.nbytes)
-    return b"".join((stream.compress(header.getvalue()), stream.compress(array.data), stream.flush()))
+    descr = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 def unpack_array(
@@ -105,25 +129,21 @@ def unpack_array(
     Raises:
         FormatError: it is not.
     """
-    allowed = {np.dtype(dtype) for dtype in dtypes}
-    sizes = {_NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize for dtype in allowed}
+    # The header is compared, never parsed: whatever else a .npy header may hold is not ours.
+    headers = {_npy_header(shape, np.dtype(dtype)): np.dtype(dtype) for dtype in dtypes}
+    sizes = {len(header) + math.prod(shape) * dtype.itemsize for header, dtype in headers.items()}
     try:
-        declared = zstandard.frame_content_size(content)
-        if declared not in sizes:
-            raise FormatError(name, f"declares {declared} bytes, one of {sorted(sizes)} was expected")
-        raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=declared)
-        stream = io.BytesIO(raw)
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise FormatError(name, "is not a version 1.0 .npy file")
-        found_shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except (zstandard.ZstdError, ValueError, EOFError) as exc:
-        raise FormatError(name, f"cannot be read ({exc})") from exc
-    if found_shape != shape or dtype not in allowed or fortran or stream.tell() != _NPY_HEADER_BYTES:
-        expected = " or ".join(sorted(map(str, allowed)))
-        raise FormatError(name, f"is {dtype} {found_shape}, expected {expected} {shape}")
-    if len(raw) != _NPY_HEADER_BYTES + math.prod(shape) * dtype.itemsize:
-        raise FormatError(name, f"holds {len(raw)} bytes, too few or too many for {dtype} {shape}")
-    return np.frombuffer(raw, dtype, offset=_NPY_HEADER_BYTES).reshape(shape)
+        declared_bytes = zstandard.frame_content_size(content)
+        if declared_bytes not in sizes or declared_bytes > MAX_ARRAY_BYTES:
+            raise FormatError(name, f"declares {declared_bytes} bytes, one of {sorted(sizes)} was expected")
+        raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=declared_bytes)
+    except zstandard.ZstdError as exc:
+        raise FormatError(name, f"cannot be decompressed ({exc})") from exc
+    for header, dtype in headers.items():
+        if raw.startswith(header) and len(raw) == len(header) + math.prod(shape) * dtype.itemsize:
+            return np.frombuffer(raw, dtype, offset=len(header)).reshape(shape)
+    expected = " or ".join(sorted(map(str, headers.values())))
+    raise FormatError(name, f"is not the .npy file of {expected} {shape}: it begins with {raw[:64]!r}")
 
 
 def _motion_dtype(window: int) -> type[np.generic]:
@@ -207,14 +227,14 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
             motion_step_qpel=_bounded(int(about["motion_step_px"][index] * 4), 1, 1024, "motion_step_px * 4"),
             rounding=_bounded(about["rounding"][index], 0, 1, "rounding"),
             residual=_member(members, residual_name(index, spec), key),
-            stats=WindowStats(**{name: stats[name][index] for name in _STATS_NAMES}),
+            stats=WindowStats(**{name: _number(stats[name][index], name) for name in _STATS_NAMES}),
         )
         for index in range(num_windows)
     )
     return GopRecord(
         video_id=str(about["video_id"]),
         gop_index=_bounded(about["gop_index"], 0, 1 << 31, "gop_index"),
-        start_s=float(about["start_s"]),
+        start_s=float(_number(about["start_s"], "start_s")),
         fps=_bounded(about["fps"], 1, 240, "fps"),
         num_frames=_bounded(about["num_frames"], 1, 1200, "num_frames"),
         width_px=width_px,
@@ -225,10 +245,12 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
         residual_spec=spec,
         spec_hash=str(about["spec_hash"]),
         iframe=iframe,
-        iframe_packet_bytes=int(about["iframe_packet_bytes"]),
-        iframe_psnr_y_db=float(about["iframe_psnr_y_db"]),
-        iframe_max_error=int(about["iframe_max_error"]),
-        anchor_crc32c=tuple(int(crc) for crc in about["anchor_crc32c"]),
+        iframe_packet_bytes=_bounded(about["iframe_packet_bytes"], 0, 1 << 31, "iframe_packet_bytes"),
+        iframe_psnr_y_db=float(_number(about["iframe_psnr_y_db"], "iframe_psnr_y_db")),
+        iframe_max_error=_bounded(about["iframe_max_error"], 0, 255, "iframe_max_error"),
+        anchor_crc32c=tuple(
+            _bounded(crc, 0, (1 << 32) - 1, "anchor_crc32c") for crc in about["anchor_crc32c"]
+        ),
         windows=windows,
     )
 
@@ -243,6 +265,12 @@ def _member(members: Mapping[str, bytes], name: str, key: str) -> bytes:
 def _bounded(value: Any, low: int, high: int, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{name} is {value!r}, expected {low} to {high}")
+    return value
+
+
+def _number(value: Any, name: str) -> int | float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}, not a number")
     return value
 
 

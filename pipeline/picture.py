@@ -1,11 +1,15 @@
 """Any decoded picture -> I420 of the wanted size, full range, BT.601, upright. One filter graph a format.
 
-    buffer -> [crop] -> scale (size, range, matrix, depth at once) -> format -> [turn] -> [pad] -> sink
+    buffer -> [crop] -> scale -> format -> [colorspace] -> [turn] -> [pad] -> sink
 
-A picture is converted once, by swscale with its portable code paths (`accurate_rnd+bitexact`), so that the
-same source gives the same bytes on every machine. It is turned after it is scaled, because the target is
-usually the smaller picture. Where a source does not name its matrix it is BT.709 from 720p upwards and
-BT.601 below, as players assume.
+`scale` changes size, layout and depth, through swscale's portable code paths (`accurate_rnd+bitexact`), so
+that the same source gives the same bytes on every machine. Range and matrix are left to `colorspace`, which
+is right to half a level. Left to swscale, a BT.709 picture of 384 x 384 goes through 8-bit RGB: up to 3
+levels off, and 0.8 ms slower; and range alone rounds chroma down. RGB and grey have no matrix to change,
+and come out of `scale` as they should.
+
+A picture is turned last, when it is small. Where a source does not name its matrix it is BT.709 from 720p
+upwards and BT.601 below, as players assume.
 """
 
 from __future__ import annotations
@@ -25,8 +29,17 @@ from cope_prep.schemas.specs import EncodeSpec
 
 _SCALE_FLAGS = "bicubic+accurate_rnd+bitexact"
 
-_MATRIX = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
-"""AVColorSpace -> name in the scale filter; everything else counts as unspecified."""
+_MATRIX = {
+    1: "bt709",
+    4: "fcc",
+    5: "bt470bg",
+    6: "smpte170m",
+    7: "smpte240m",
+    9: "bt2020ncl",
+    10: "bt2020ncl",
+}
+"""AVColorSpace -> FFmpeg's name; everything else counts as not named."""
+_FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 _TURN = {
     (True, True): "clock_flip",
@@ -111,17 +124,24 @@ class Converter:
             chain.append(graph.add("crop", w=str(width), h=str(height), x=str(x), y=str(y), exact="1"))
 
         scaled_width, scaled_height = geometry.scaled_px
-        options = {
-            "w": str(scaled_width),
-            "h": str(scaled_height),
-            "flags": _SCALE_FLAGS,
-            "out_range": "full",
-            "out_color_matrix": "bt601",
-        }
-        if not frame.format.is_rgb:
-            options["in_color_matrix"] = _input_matrix(frame)
-        chain.append(graph.add("scale", **options))
+        is_yuv = not frame.format.is_rgb and len(frame.format.components) >= 3
+        # Where `colorspace` follows, in and out are the same for `scale`, so that it converts neither.
+        full = not is_yuv or frame.color_range == _FULL_RANGE or frame.format.name.startswith("yuvj")
+        chain.append(
+            graph.add(
+                "scale",
+                w=str(scaled_width),
+                h=str(scaled_height),
+                flags=_SCALE_FLAGS,
+                in_color_matrix="bt601",
+                out_color_matrix="bt601",
+                in_range=("full" if full else "limited") if is_yuv else "auto",
+                out_range="full" if full else "limited",
+            )
+        )
         chain.append(graph.add("format", pix_fmts="yuv420p"))
+        if is_yuv:
+            chain.append(graph.add("colorspace", **_colorspace_options(_matrix_of(frame), full=full)))
 
         if orientation.transpose:
             turn = _TURN[orientation.mirror_x, orientation.mirror_y]
@@ -195,6 +215,13 @@ def _finish(graph: Graph, chain: list[FilterContext]) -> tuple[FilterContext, Fi
     return chain[0], chain[-1]
 
 
-def _input_matrix(frame: VideoFrame) -> str:
-    guess = "bt709" if frame.width >= 1280 or frame.height > 576 else "bt601"
+def _matrix_of(frame: VideoFrame) -> str:
+    guess = "bt709" if frame.width >= 1280 or frame.height > 576 else "smpte170m"
     return _MATRIX.get(int(frame.colorspace), guess)
+
+
+def _colorspace_options(matrix: str, *, full: bool) -> dict[str, str]:
+    """From a matrix and range to BT.601, full range; primaries and transfer are left alone (`fast`)."""
+    same = {"iprimaries": "bt709", "primaries": "bt709", "itrc": "bt709", "trc": "bt709", "fast": "1"}
+    source = {"ispace": matrix, "irange": "pc" if full else "tv"}
+    return {**source, "space": "smpte170m", "range": "pc", "format": "yuv420p", **same}

@@ -318,11 +318,13 @@ def _claimed_duration_s(container: InputContainer, stream: VideoStream) -> float
         return None
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
+    # Matroska and FLV count from 0, not from the first picture.
+    start_s = float((stream.start_time or 0) * (stream.time_base or 0))
     with contextlib.suppress(KeyError, ValueError):  # Matroska's per-track tag: 00:01:02.345000000
         hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start_s
     if container.duration and len(container.streams) == 1:
-        return container.duration / 1e6
+        return container.duration / 1e6 - start_s
     return None
 
 

@@ -11,9 +11,9 @@ fraction counts as a half.
 It holds for streams as EncodeSpec makes them: one reference, no weights, no deblocking, 4:2:0, and sizes that
 are multiples of 16, so that the clamped edge is the edge of the coded picture.
 
-Both walk the grid of 8 x 8 cells and join neighbours with the same vector into one run. A run whose filter
-reaches outside the frame is read from a small clamped copy, so that the filters have no edge cases. Cost:
-0.1 to 0.3 ms at 384 x 384, by the share of blocks at fractional positions.
+Both walk the grid of 8 x 8 cells, two rows at a time, and join neighbours with the same vector into one run. A
+run whose filter reaches outside the frame is read from a small clamped copy, so that the filters have no edge
+cases. Cost: 0.05 to 0.2 ms at 384 x 384, by the share of blocks at fractional positions.
 """
 
 from __future__ import annotations
@@ -183,13 +183,20 @@ def _luma_h264(
 
 
 @njit(cache=True, nogil=True)
-def _run_length(motion: np.ndarray, row: int, col: int) -> int:
-    """Number of cells from (row, col) rightward that share its vector."""
-    end = col + 1
+def _same(motion: np.ndarray, row: int, col: int, other_row: int, other_col: int) -> bool:
+    return (
+        motion[row, col, 0] == motion[other_row, other_col, 0]
+        and motion[row, col, 1] == motion[other_row, other_col, 1]
+    )
+
+
+@njit(cache=True, nogil=True)
+def _tall_run(motion: np.ndarray, row: int, col: int) -> int:
+    """Columns of cells from (row, col) rightward whose cells in this row and the next share one vector; 0 if the
+    first does not."""
+    end = col
     while (
-        end < motion.shape[1]
-        and motion[row, end, 0] == motion[row, col, 0]
-        and motion[row, end, 1] == motion[row, col, 1]
+        end < motion.shape[1] and _same(motion, row, col, row, end) and _same(motion, row, col, row + 1, end)
     ):
         end += 1
     return end - col
@@ -204,40 +211,43 @@ def compensate_h264(picture: np.ndarray, motion: np.ndarray, out: np.ndarray) ->
     """
     height = picture.shape[0] * 2 // 3
     width = picture.shape[1]
-    luma = picture[:height]
     half_w = width // 2
+    luma = picture[:height]
     chroma_u = picture[height:, :half_w]
     chroma_v = picture[height:, half_w:]
     u_out = out[height:, :half_w]
     v_out = out[height:, half_w:]
-    patch = np.empty((8 + _BEFORE + _AFTER, width + _BEFORE + _AFTER), np.uint8)
-    middle = np.empty((8 + _BEFORE + _AFTER, width), np.int32)
-    other = np.empty((8, width), np.uint8)
-    for row in range(motion.shape[0]):
+    patch = np.empty((16 + _BEFORE + _AFTER, width + _BEFORE + _AFTER), np.uint8)
+    middle = np.empty((16 + _BEFORE + _AFTER, width), np.int32)
+    other = np.empty((16, width), np.uint8)
+    for row in range(0, motion.shape[0], 2):
         col = 0
         while col < motion.shape[1]:
-            num_cells = _run_length(motion, row, col)
-            dx = np.int64(motion[row, col, 0])
-            dy = np.int64(motion[row, col, 1])
-            y0 = row * 8
-            x0 = col * 8
+            num_cells = max(_tall_run(motion, row, col), 1)
+            rows = 16 if _same(motion, row, col, row + 1, col) else 8
             cols = num_cells * 8
-            sy = y0 + (dy >> 2)
-            sx = x0 + (dx >> 2)
-            # A filter reads beside the block only along the axes where the vector has a fraction.
-            before_x, after_x = (_BEFORE, _AFTER) if dx & 3 else (0, 0)
-            before_y, after_y = (_BEFORE, _AFTER) if dy & 3 else (0, 0)
-            is_inside_x = sx >= before_x and sx + cols + after_x <= width
-            is_inside_y = sy >= before_y and sy + 8 + after_y <= height
-            if is_inside_x and is_inside_y:
-                _luma_h264(luma, sy, sx, 8, cols, dx & 3, dy & 3, middle, other, out, y0, x0)
-            else:
-                _clamped_patch(
-                    luma, sy - _BEFORE, sx - _BEFORE, 8 + _BEFORE + _AFTER, cols + _BEFORE + _AFTER, patch
-                )
-                _luma_h264(patch, _BEFORE, _BEFORE, 8, cols, dx & 3, dy & 3, middle, other, out, y0, x0)
-            warp_block(chroma_u, u_out, x0 // 2, y0 // 2, cols // 2, 4, dx, dy)
-            warp_block(chroma_v, v_out, x0 // 2, y0 // 2, cols // 2, 4, dx, dy)
+            for part in range(row, row + 2, rows // 8):
+                dx = np.int64(motion[part, col, 0])
+                dy = np.int64(motion[part, col, 1])
+                y0 = part * 8
+                x0 = col * 8
+                sy = y0 + (dy >> 2)
+                sx = x0 + (dx >> 2)
+                # A filter reads beside the block only along the axes where the vector has a fraction.
+                before_x, after_x = (_BEFORE, _AFTER) if dx & 3 else (0, 0)
+                before_y, after_y = (_BEFORE, _AFTER) if dy & 3 else (0, 0)
+                is_inside_x = sx >= before_x and sx + cols + after_x <= width
+                is_inside_y = sy >= before_y and sy + rows + after_y <= height
+                if is_inside_x and is_inside_y:
+                    _luma_h264(luma, sy, sx, rows, cols, dx & 3, dy & 3, middle, other, out, y0, x0)
+                else:
+                    margin = _BEFORE + _AFTER
+                    _clamped_patch(luma, sy - _BEFORE, sx - _BEFORE, rows + margin, cols + margin, patch)
+                    _luma_h264(
+                        patch, _BEFORE, _BEFORE, rows, cols, dx & 3, dy & 3, middle, other, out, y0, x0
+                    )
+                warp_block(chroma_u, u_out, x0 // 2, y0 // 2, cols // 2, rows // 2, dx, dy)
+                warp_block(chroma_v, v_out, x0 // 2, y0 // 2, cols // 2, rows // 2, dx, dy)
             col += num_cells
 
 
@@ -313,29 +323,33 @@ def compensate_mpeg4(picture: np.ndarray, motion: np.ndarray, rounding: int, out
     rounding: rounding control of the P-VOP, 0 or 1.
     """
     height = picture.shape[0] * 2 // 3
-    width = picture.shape[1]
-    half_w = width // 2
+    half_w = picture.shape[1] // 2
     luma = picture[:height]
     chroma_u = picture[height:, :half_w]
     chroma_v = picture[height:, half_w:]
     u_out = out[height:, :half_w]
     v_out = out[height:, half_w:]
-    patch = np.empty((9, width + 1), np.uint8)
-    for row in range(motion.shape[0]):
+    patch = np.empty((17, picture.shape[1] + 1), np.uint8)
+    for row in range(0, motion.shape[0], 2):
         col = 0
         while col < motion.shape[1]:
-            num_cells = _run_length(motion, row, col)
-            half_x = np.int64(motion[row, col, 0]) >> 1
-            half_y = np.int64(motion[row, col, 1]) >> 1
-            y0 = row * 8
-            x0 = col * 8
-            _half_pel_plane(luma, out, y0, x0, 8, num_cells * 8, half_x, half_y, rounding, patch)
-            chroma_x = (half_x >> 1) | (half_x & 1)
-            chroma_y = (half_y >> 1) | (half_y & 1)
-            _half_pel_plane(
-                chroma_u, u_out, y0 // 2, x0 // 2, 4, num_cells * 4, chroma_x, chroma_y, rounding, patch
-            )
-            _half_pel_plane(
-                chroma_v, v_out, y0 // 2, x0 // 2, 4, num_cells * 4, chroma_x, chroma_y, rounding, patch
-            )
+            num_cells = max(_tall_run(motion, row, col), 1)
+            rows = 16 if _same(motion, row, col, row + 1, col) else 8
+            cols = num_cells * 8
+            for part in range(row, row + 2, rows // 8):
+                half_x = np.int64(motion[part, col, 0]) >> 1
+                half_y = np.int64(motion[part, col, 1]) >> 1
+                y0 = part * 8
+                x0 = col * 8
+                _half_pel_plane(luma, out, y0, x0, rows, cols, half_x, half_y, rounding, patch)
+                half_x = (half_x >> 1) | (half_x & 1)
+                half_y = (half_y >> 1) | (half_y & 1)
+                y0 //= 2
+                x0 //= 2
+                _half_pel_plane(
+                    chroma_u, u_out, y0, x0, rows // 2, cols // 2, half_x, half_y, rounding, patch
+                )
+                _half_pel_plane(
+                    chroma_v, v_out, y0, x0, rows // 2, cols // 2, half_x, half_y, rounding, patch
+                )
             col += num_cells

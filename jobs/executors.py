@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 import time
 import uuid
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ MIN_IN_FLIGHT = 8
 """On a cluster that has no CPU yet: the demand that makes it grow."""
 _CAPACITY_INTERVAL_S = 5.0
 _CANCEL_S = 6.0
+_CONNECT_S = 5.0
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Calls and replies are a few hundred bytes, and travel inside Ray's own messages."""
 
@@ -180,6 +182,7 @@ def _connect(*, address: str, workers: int | None, wheel: str | None) -> Any:
         }
     elif wheel is not None:
         options["runtime_env"] = {"py_modules": [wheel]}
+    _check_reachable(address)
     import ray
 
     try:
@@ -188,3 +191,14 @@ def _connect(*, address: str, workers: int | None, wheel: str | None) -> Any:
         reason = str(exc).strip().splitlines()[0]
         raise ConfigurationError(f"--address {address}", f"no Ray there ({reason})") from exc
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and log its attempts, where nothing listens."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError, OverflowError) as exc:
+        raise ConfigurationError(f"--address {address}", f"no Ray there ({exc})") from exc

@@ -1,0 +1,155 @@
+"""`cope-prep`: the commands. Each turns flags into specs and options, calls a job, and says how it ended.
+
+What the exit codes mean is in report.py. With `--json` stdout holds exactly one object; everything else
+goes to stderr.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cope_prep.jobs import options as opt
+from cope_prep.jobs import report
+from cope_prep.jobs.extract import run_extract
+from cope_prep.jobs.reencode import run_reencode
+from cope_prep.jobs.video_stage import DEFAULT_TIME_LIMIT_S, StageOptions, read_videos
+from cope_prep.pipeline.layout import Layout, Specs
+
+app = typer.Typer(
+    name="cope-prep",
+    help="From a folder of videos to verified shards of codec primitives.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+manifest_app = typer.Typer(no_args_is_help=True, help="List a new dataset's source videos and questions.")
+app.add_typer(manifest_app, name="manifest")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+def _options(*, limit: int | None, retry_failed: bool, time_limit: float | None, quiet: bool) -> StageOptions:
+    return StageOptions(
+        limit=limit,
+        retry_failed=retry_failed,
+        time_limit_s=DEFAULT_TIME_LIMIT_S if time_limit is None else time_limit,
+        quiet=quiet,
+    )
+
+
+@manifest_app.command("files")
+def manifest_files(
+    source: Annotated[str, typer.Argument(help="A folder, file or glob.", show_default=False)],
+    dataset: opt.Dataset,
+    json_output: opt.JsonOutput = False,
+) -> None:
+    """List the videos of a folder, and of the folders in it.
+
+    Example: `cope-prep manifest files ~/videos ./dataset`
+    """
+    from cope_prep.pipeline.manifest import manifest_from_files
+
+    with report.outlet(json_output=json_output) as out:
+        result = manifest_from_files(source, dataset)
+        out.result(result.to_dict(), report.manifest_text(result, dataset))
+
+
+@manifest_app.command("llava-video")
+def manifest_llava_video(
+    root: Annotated[str, typer.Argument(help="Where LLaVA-Video-178K was extracted.", show_default=False)],
+    dataset: opt.Dataset,
+    mix: Annotated[str | None, typer.Option(help="LLaVA-NeXT mix YAML.", metavar="YAML")] = None,
+    seed: Annotated[int, typer.Option(help="For the mix's random samples.")] = 0,
+    json_output: opt.JsonOutput = False,
+) -> None:
+    """List the videos and questions of LLaVA-Video-178K.
+
+    Example: `cope-prep manifest llava-video /data/LLaVA-Video-178K s3://bucket/dataset --mix mix.yaml`
+    """
+    from cope_prep.pipeline.manifest import manifest_from_llava_video
+
+    with report.outlet(json_output=json_output) as out:
+        result = manifest_from_llava_video(root, dataset, mix=mix, seed=seed)
+        out.result(result.to_dict(), report.manifest_text(result, dataset))
+
+
+@app.command()
+def reencode(
+    dataset: opt.Dataset,
+    profile: opt.Profile = "default",
+    codec: opt.Codec = None,
+    fps: opt.Fps = None,
+    gop_size: opt.GopSize = None,
+    size: opt.Size = None,
+    fit: opt.Fit = None,
+    quality: opt.Quality = None,
+    preset: opt.Preset = None,
+    limit: opt.Limit = None,
+    retry_failed: opt.RetryFailed = False,
+    address: opt.Address = "local",
+    workers: opt.Workers = None,
+    no_ray: opt.NoRay = False,
+    time_limit: opt.TimeLimit = None,
+    wheel: opt.Wheel = None,
+    json_output: opt.JsonOutput = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Re-encode every video to 30 FPS with fixed GOPs of I- and P-frames.
+
+    Example: `cope-prep reencode ./dataset --size 384x384 --workers 8`
+    """
+    with report.outlet(json_output=json_output) as out:
+        encode = opt.encode_spec(
+            profile=profile, codec=codec, fps=fps, gop_size=gop_size, size=size, fit=fit, quality=quality,
+            preset=preset,
+        )  # fmt: skip
+        layout = Layout(dataset=dataset, specs=Specs(encode=encode))
+        options = _options(limit=limit, retry_failed=retry_failed, time_limit=time_limit, quiet=quiet)
+        videos = read_videos(layout, limit=limit)
+        with opt.executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
+        ) as executor:
+            summary = run_reencode(layout, videos, executor=executor, options=options, console=out.console)
+        report.end_stages(out, command="reencode", dataset=dataset, summaries=[summary])
+
+
+@app.command()
+def extract(
+    dataset: opt.Dataset,
+    window: opt.Window = None,
+    block: opt.Block = None,
+    residual: opt.Residual = None,
+    iframe: opt.Iframe = None,
+    spec: opt.SpecHash = None,
+    limit: opt.Limit = None,
+    retry_failed: opt.RetryFailed = False,
+    address: opt.Address = "local",
+    workers: opt.Workers = None,
+    no_ray: opt.NoRay = False,
+    time_limit: opt.TimeLimit = None,
+    wheel: opt.Wheel = None,
+    json_output: opt.JsonOutput = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Extract I-frames, fused motion and residuals from the re-encoded videos.
+
+    Example: `cope-prep extract ./dataset --window 30 --residual dct:90`
+    """
+    with report.outlet(json_output=json_output) as out:
+        extract_spec = opt.extract_spec(window=window, block=block, residual=residual, iframe=iframe)
+        encode = opt.choose_specs(dataset, "reencode", spec).encode
+        layout = Layout(dataset=dataset, specs=Specs(encode=encode, extract=extract_spec))
+        options = _options(limit=limit, retry_failed=retry_failed, time_limit=time_limit, quiet=quiet)
+        videos = read_videos(layout, limit=limit)
+        with opt.executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
+        ) as executor:
+            summary = run_extract(layout, videos, executor=executor, options=options, console=out.console)
+        report.end_stages(out, command="extract", dataset=dataset, summaries=[summary])

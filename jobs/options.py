@@ -1,0 +1,266 @@
+"""What the commands are told: flags shared by several of them, and how they become specs and executors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from cope_prep.jobs.executors import Executor, InProcessExecutor, RayExecutor
+from cope_prep.jobs.video_stage import DEFAULT_TIME_LIMIT_S
+from cope_prep.pipeline.layout import Specs, find_specs, the_specs
+from cope_prep.schemas.errors import ConfigurationError
+from cope_prep.schemas.specs import PAPER, EncodeSpec, ExtractSpec, ShardSpec, parse_iframe, parse_residual
+
+_ENCODE, _EXTRACT, _SHARD = "Re-encoding", "Extraction", "Shards"
+_WHAT, _WHERE = "What to run", "Where to run"
+
+Dataset = Annotated[str, typer.Argument(help="The dataset: a folder or any fsspec URL.", show_default=False)]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+SpecHash = Annotated[
+    str | None,
+    typer.Option(
+        "--spec", metavar="HASH", help="Which earlier output, when there are several.", rich_help_panel=_WHAT
+    ),
+]
+
+Profile = Annotated[
+    str,
+    typer.Option(metavar="default|paper", help="paper: MPEG-4, as CoPE-VideoLM.", rich_help_panel=_ENCODE),
+]
+Codec = Annotated[str | None, typer.Option(metavar="h264|mpeg4", rich_help_panel=_ENCODE)]
+Fps = Annotated[int | None, typer.Option(help="Frames per second.", rich_help_panel=_ENCODE)]
+GopSize = Annotated[
+    int | None, typer.Option(help="Frames from one I-frame to the next.", rich_help_panel=_ENCODE)
+]
+Size = Annotated[str | None, typer.Option(metavar="WxH", help="Multiples of 16.", rich_help_panel=_ENCODE)]
+Fit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="squash|crop|pad|keep", help="How a picture gets that size.", rich_help_panel=_ENCODE
+    ),
+]
+Quality = Annotated[
+    int | None, typer.Option(help="h264: crf, 0 to 51. mpeg4: qscale, 1 to 31.", rich_help_panel=_ENCODE)
+]
+Preset = Annotated[str | None, typer.Option(help="Of x264.", rich_help_panel=_ENCODE)]
+
+Window = Annotated[
+    int | None, typer.Option(help="Frames fused into one P-frame; 1: every frame.", rich_help_panel=_EXTRACT)
+]
+Block = Annotated[
+    int | None, typer.Option(metavar="16|8|4", help="Block of the motion grid, px.", rich_help_panel=_EXTRACT)
+]
+Residual = Annotated[
+    str | None, typer.Option(metavar="dct[:Q]|int8[:STEP[:ZONE]]|lossless", rich_help_panel=_EXTRACT)
+]
+Iframe = Annotated[str | None, typer.Option(metavar="jpeg[:Q]|lossless", rich_help_panel=_EXTRACT)]
+
+ShardBytes = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="For instance 512MiB or 1GB.", rich_help_panel=_SHARD)
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Order of the videos over the shards.", rich_help_panel=_SHARD)
+]
+Consume = Annotated[
+    bool,
+    typer.Option(
+        "--consume", help="Delete each extracted tar once its shard is published.", rich_help_panel=_SHARD
+    ),
+]
+ConsumeReencoded = Annotated[
+    bool,
+    typer.Option(
+        "--consume-reencoded", help="Delete the re-encoded files then, too.", rich_help_panel=_SHARD
+    ),
+]
+
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only the first N videos of the manifest.", metavar="N", rich_help_panel=_WHAT),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try failed videos again.", rich_help_panel=_WHAT)
+]
+Address = Annotated[
+    str,
+    typer.Option(metavar="local|auto|HOST:PORT|ray://...", help="The Ray to run on.", rich_help_panel=_WHERE),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Videos at a time; default: one a CPU.", rich_help_panel=_WHERE),
+]
+NoRay = Annotated[
+    bool, typer.Option("--no-ray", help="In this process, for debugging.", rich_help_panel=_WHERE)
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        metavar="SECONDS",
+        help=f"Per video; default {DEFAULT_TIME_LIMIT_S:g}. A slower one fails.",
+        rich_help_panel=_WHERE,
+    ),
+]
+Wheel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="cope-prep's wheel, for a cluster that has it not installed.",
+        rich_help_panel=_WHERE,
+    ),
+]
+
+
+_FLAGS = {
+    "width_px": "size",
+    "height_px": "size",
+    "motion_block_px": "block",
+    "target_bytes": "shard-bytes",
+}
+"""Field of a spec -> the flag that sets it, where the names differ."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run like Ctrl-C, with another exit code."""
+
+
+def _override(base: BaseModel, **given: Any) -> Any:
+    """The spec with some values changed, checked."""
+    values = base.model_dump() | {name: value for name, value in given.items() if value is not None}
+    try:
+        return type(base).model_validate(values)
+    except ValidationError as exc:
+        error = exc.errors()[0]
+        field = str(error["loc"][0]) if error["loc"] else ""  # no field: a check of several together
+        found = error["msg"].removeprefix("Value error, ")
+        subject = f"--{_FLAGS.get(field, field.replace('_', '-'))} {error['input']}" if field else "options"
+        raise ConfigurationError(subject, found) from exc
+
+
+def encode_spec(
+    *,
+    profile: str,
+    codec: str | None,
+    fps: int | None,
+    gop_size: int | None,
+    size: str | None,
+    fit: str | None,
+    quality: int | None,
+    preset: str | None,
+) -> EncodeSpec:
+    """EncodeSpec of the flags: a profile, and what was given on top of it."""
+    profiles = {"default": EncodeSpec(), "paper": PAPER}
+    if profile not in profiles:
+        raise ConfigurationError(f"--profile {profile}", "no such profile", "Use default or paper.")
+    base = profiles[profile]
+    if codec is not None and codec != base.codec and quality is None:
+        # A crf is no qscale: another codec brings its own default.
+        quality = PAPER.quality if codec == "mpeg4" else EncodeSpec().quality
+    width_px = height_px = None
+    if size is not None:
+        match = re.fullmatch(r"(\d+)x(\d+)", size.lower())
+        if match is None:
+            raise ConfigurationError(f"--size {size}", "is not WxH", "For instance --size 384x384.")
+        width_px, height_px = int(match[1]), int(match[2])
+    return _override(
+        base,
+        codec=codec,
+        fps=fps,
+        gop_size=gop_size,
+        width_px=width_px,
+        height_px=height_px,
+        fit=fit,
+        quality=quality,
+        preset=preset,
+    )
+
+
+def extract_spec(
+    *, window: int | None, block: int | None, residual: str | None, iframe: str | None
+) -> ExtractSpec:
+    """ExtractSpec of the flags."""
+    return _override(
+        ExtractSpec(),
+        window=window,
+        motion_block_px=block,
+        residual=None if residual is None else parse_residual(residual).model_dump(),
+        iframe=None if iframe is None else parse_iframe(iframe).model_dump(),
+    )
+
+
+def shard_spec(*, shard_bytes: str | None, seed: int | None) -> ShardSpec:
+    """ShardSpec of the flags."""
+    target_bytes = None if shard_bytes is None else parse_bytes(shard_bytes)
+    return _override(ShardSpec(), target_bytes=target_bytes, seed=seed)
+
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS |= {f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
+
+
+def parse_bytes(text: str) -> int:
+    """`512MiB`, `1.5GB` or `1000000` -> bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    if match is None or match[2].upper() not in _UNITS:
+        raise ConfigurationError(f"--shard-bytes {text}", "is not a size", "For instance 512MiB, 1GB.")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def choose_specs(dataset: str, stage: str, spec_hash: str | None) -> Specs:
+    """The specs of a stage's output: the one that is named by its hash (or its beginning), or the only one."""
+    if spec_hash is None:
+        return the_specs(dataset, stage)
+    hashes = {specs.hash_of(stage): specs for specs in find_specs(dataset, stage)}
+    found = [name for name in hashes if name.startswith(spec_hash)]
+    if len(found) != 1:
+        there = ", ".join(hashes) or "none"
+        raise ConfigurationError(
+            f"--spec {spec_hash}", f"names {len(found)} outputs of {stage} in {dataset} (there: {there})"
+        )
+    return hashes[found[0]]
+
+
+@contextlib.contextmanager
+def executor_session(
+    *, address: str, workers: int | None, no_ray: bool, time_limit: float | None, wheel: str | None
+) -> Iterator[Callable[[], Executor]]:
+    """A function that gives the executor; it is made at the first call, and closed at the end."""
+    if no_ray and (time_limit is not None or address != "local" or (workers or 1) > 1):
+        raise ConfigurationError(
+            "--no-ray",
+            "runs one video at a time in this process",
+            "Leave out --address, --workers, --time-limit.",
+        )
+    if wheel is not None and address == "local":
+        raise ConfigurationError("--wheel", "is for a cluster", "A local Ray uses this installation.")
+    if wheel is not None and not (wheel.endswith(".whl") and os.path.isfile(wheel)):
+        raise ConfigurationError(f"--wheel {wheel}", "is no wheel", "Build one: python -m build --wheel")
+    opened: list[Executor] = []
+
+    def get() -> Executor:
+        if not opened:
+            if no_ray:
+                opened.append(InProcessExecutor())
+            else:
+                opened.append(RayExecutor(address=address, workers=workers, wheel=wheel))
+            signal.signal(signal.SIGTERM, _terminate)  # after Ray, which sets its own
+        return opened[0]
+
+    try:
+        yield get
+    finally:
+        for executor in opened:
+            executor.close()
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise Terminated

@@ -1,0 +1,54 @@
+"""The re-encode stage: every source video of the manifest to a fixed-GOP file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Sequence
+
+from rich.console import Console
+
+from cope_prep.jobs.executors import Executor
+from cope_prep.jobs.video_stage import StageOptions, StageSummary, VideoTask, run_video_stage
+from cope_prep.pipeline.layout import Layout
+from cope_prep.schemas.records import VideoRecord
+
+
+def reencode_tasks(layout: Layout, videos: Sequence[VideoRecord]) -> list[VideoTask]:
+    """One task a source video; its size is what tells a long one from a short one before it is opened."""
+    return [
+        VideoTask(
+            video_id=video.video_id,
+            video_key=video.video_key,
+            source_uri=video.uri,
+            output_uri=layout.reencoded(video.video_key),
+            source_size_bytes=video.size_bytes,
+            source_version=video.version,
+            weight=float(video.size_bytes),
+        )
+        for video in videos
+    ]
+
+
+def run_reencode(
+    layout: Layout,
+    videos: Sequence[VideoRecord],
+    *,
+    executor: Callable[[], Executor],
+    options: StageOptions,
+    console: Console,
+    consumed: Collection[str] = frozenset(),
+) -> StageSummary:
+    """Re-encode the videos that are not yet."""
+    from cope_prep.pipeline.reencode import reencode_video  # FFmpeg: only when there is work for it
+
+    spec = layout.specs.encode
+    return run_video_stage(
+        layout,
+        "reencode",
+        reencode_tasks(layout, videos),
+        lambda task: functools.partial(reencode_video, task.source_uri, task.output_uri, spec=spec),
+        executor=executor,
+        options=options,
+        console=console,
+        consumed=consumed,
+    )

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from cope_prep.jobs import cli_look, report
 from cope_prep.jobs import options as opt
-from cope_prep.jobs import report
 from cope_prep.jobs.extract import run_extract
 from cope_prep.jobs.reencode import run_reencode
 from cope_prep.jobs.video_stage import DEFAULT_TIME_LIMIT_S, StageOptions, read_videos
@@ -153,3 +153,117 @@ def extract(
         ) as executor:
             summary = run_extract(layout, videos, executor=executor, options=options, console=out.console)
         report.end_stages(out, command="extract", dataset=dataset, summaries=[summary])
+
+
+@app.command()
+def shard(
+    dataset: opt.Dataset,
+    shard_bytes: opt.ShardBytes = None,
+    seed: opt.Seed = None,
+    consume: opt.Consume = False,
+    consume_reencoded: opt.ConsumeReencoded = False,
+    spec: opt.SpecHash = None,
+    limit: opt.Limit = None,
+    address: opt.Address = "local",
+    workers: opt.Workers = None,
+    no_ray: opt.NoRay = False,
+    time_limit: opt.TimeLimit = None,
+    wheel: opt.Wheel = None,
+    json_output: opt.JsonOutput = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Pack the extracted samples into WebDataset shards, with an index.
+
+    Example: `cope-prep shard ./dataset --shard-bytes 512MiB --consume`
+    """
+    from cope_prep.jobs.shard import ConsumeOptions, run_shard
+
+    with report.outlet(json_output=json_output) as out:
+        before = opt.choose_specs(dataset, "extract", spec)
+        shards = opt.shard_spec(shard_bytes=shard_bytes, seed=seed)
+        layout = Layout(
+            dataset=dataset, specs=Specs(encode=before.encode, extract=before.extract, shard=shards)
+        )
+        options = _options(limit=limit, retry_failed=False, time_limit=time_limit, quiet=quiet)
+        videos = read_videos(layout, limit=limit)
+        with opt.executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
+        ) as executor:
+            summary = run_shard(
+                layout,
+                videos,
+                executor=executor,
+                options=options,
+                console=out.console,
+                consume=ConsumeOptions(extracted=consume, reencoded=consume_reencoded),
+            )
+        report.end_stages(out, command="shard", dataset=dataset, summaries=[summary])
+
+
+@app.command()
+def run(
+    dataset: opt.Dataset,
+    profile: opt.Profile = "default",
+    codec: opt.Codec = None,
+    fps: opt.Fps = None,
+    gop_size: opt.GopSize = None,
+    size: opt.Size = None,
+    fit: opt.Fit = None,
+    quality: opt.Quality = None,
+    preset: opt.Preset = None,
+    window: opt.Window = None,
+    block: opt.Block = None,
+    residual: opt.Residual = None,
+    iframe: opt.Iframe = None,
+    shard_bytes: opt.ShardBytes = None,
+    seed: opt.Seed = None,
+    consume: opt.Consume = False,
+    consume_reencoded: opt.ConsumeReencoded = False,
+    limit: opt.Limit = None,
+    retry_failed: opt.RetryFailed = False,
+    address: opt.Address = "local",
+    workers: opt.Workers = None,
+    no_ray: opt.NoRay = False,
+    time_limit: opt.TimeLimit = None,
+    wheel: opt.Wheel = None,
+    json_output: opt.JsonOutput = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Re-encode, extract and shard, one after the other. Run it again to go on.
+
+    Example: `cope-prep run ./dataset --profile paper --consume`
+    """
+    from cope_prep.jobs.shard import ConsumeOptions, run_shard
+
+    with report.outlet(json_output=json_output) as out:
+        encode = opt.encode_spec(
+            profile=profile, codec=codec, fps=fps, gop_size=gop_size, size=size, fit=fit, quality=quality,
+            preset=preset,
+        )  # fmt: skip
+        specs = Specs(
+            encode=encode,
+            extract=opt.extract_spec(window=window, block=block, residual=residual, iframe=iframe),
+            shard=opt.shard_spec(shard_bytes=shard_bytes, seed=seed),
+        )
+        layout = Layout(dataset=dataset, specs=specs)
+        options = _options(limit=limit, retry_failed=retry_failed, time_limit=time_limit, quiet=quiet)
+        videos = read_videos(layout, limit=limit)
+        with opt.executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
+        ) as executor:
+            common = {"executor": executor, "options": options, "console": out.console}
+            summaries = [
+                run_reencode(layout, videos, **common, own_only=True),
+                run_extract(layout, videos, **common, own_only=True),
+                run_shard(
+                    layout,
+                    videos,
+                    **common,
+                    consume=ConsumeOptions(extracted=consume, reencoded=consume_reencoded),
+                ),
+            ]
+        report.end_stages(out, command="run", dataset=dataset, summaries=summaries)
+
+
+app.command()(cli_look.status)
+app.command()(cli_look.verify)

@@ -7,8 +7,9 @@ at the beginning and too little at the end.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -24,14 +25,14 @@ class Rates:
 
     num_done: int
     num_failed: int
-    videos_per_s: float
+    items_per_s: float
     video_seconds_per_s: float
     left_s: float | None
     """None until something is done."""
 
     def __str__(self) -> str:
         left = "time left unknown" if self.left_s is None else f"{format_duration(self.left_s)} left"
-        rate = f"{self.videos_per_s:.2f}/s"
+        rate = f"{self.items_per_s:.2f}/s"
         if self.video_seconds_per_s:
             rate += f" ({self.video_seconds_per_s:.1f} s of video/s)"
         return f"{rate}, {self.num_failed} failed, {left}"
@@ -85,7 +86,7 @@ class Progress:
         return Rates(
             num_done=self._num_done,
             num_failed=self._num_failed,
-            videos_per_s=self._num_done / elapsed_s,
+            items_per_s=self._num_done / elapsed_s,
             video_seconds_per_s=self._video_s / elapsed_s,
             left_s=left_s,
         )
@@ -109,6 +110,30 @@ class Progress:
         self._console.print(
             f"{self._label}: {self._num_done}/{self._num_items}, {self.rates()}", highlight=False
         )
+
+
+@contextlib.contextmanager
+def counting(label: str, *, console: Console, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A callback (number done, number in all) that shows a Progress, for work whose extent it learns late."""
+    shown: list[Progress] = []
+    num_before = 0
+
+    def count(num_done: int, num_items: int) -> None:
+        nonlocal num_before
+        if not shown:
+            shown.append(
+                Progress(label=label, num_items=num_items, weight=num_items, console=console, quiet=quiet)
+            )
+        for _ in range(num_done - num_before):
+            shown[0].advance(weight=1, failed=False)
+        num_before = num_done
+        shown[0].tick()
+
+    try:
+        yield count
+    finally:
+        for progress in shown:
+            progress.close()
 
 
 def format_duration(duration_s: float) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from cope_prep.jobs.executors import Executor
-from cope_prep.jobs.video_stage import StageOptions, StageSummary, VideoTask, run_video_stage
+from cope_prep.jobs.summary import StageSummary
+from cope_prep.jobs.taken_over import taken_by_extract
+from cope_prep.jobs.video_stage import StageOptions, VideoTask, run_video_stage
 from cope_prep.pipeline.layout import Layout
 from cope_prep.schemas.records import VideoRecord
 
@@ -36,9 +38,9 @@ def run_reencode(
     executor: Callable[[], Executor],
     options: StageOptions,
     console: Console,
-    consumed: Collection[str] = frozenset(),
+    own_only: bool = False,
 ) -> StageSummary:
-    """Re-encode the videos that are not yet."""
+    """Re-encode the videos that are not yet. `own_only`: see taken_over.py."""
     from cope_prep.pipeline.reencode import reencode_video  # FFmpeg: only when there is work for it
 
     spec = layout.specs.encode
@@ -50,5 +52,5 @@ def run_reencode(
         executor=executor,
         options=options,
         console=console,
-        consumed=consumed,
+        taken_over=lambda gone: taken_by_extract(layout, gone, own_only=own_only),
     )

@@ -21,10 +21,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cope_prep.jobs.options import Terminated
-from cope_prep.jobs.progress import format_bytes, format_duration
-from cope_prep.jobs.video_stage import StageSummary
-from cope_prep.pipeline.ledger import LedgerRow
+from cope_prep.jobs.progress import format_bytes
+from cope_prep.jobs.summary import FailedItem, Summary
 from cope_prep.pipeline.manifest_report import ManifestReport
+from cope_prep.pipeline.verify_report import VerifyReport
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError, FormatError, SourceNotFoundError
 
 _EXAMPLES_PER_CLASS = 3
@@ -60,10 +60,7 @@ class Outlet:
 @contextlib.contextmanager
 def outlet(*, json_output: bool) -> Iterator[Outlet]:
     """The outlet of a command, and the meaning of every error that leaves the command."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        console = Console(stderr=True, width=_PLAIN_WIDTH)
-    out = Outlet(console=console, json_output=json_output)
+    out = Outlet(console=make_console(stderr=True), json_output=json_output)
     try:
         yield out
     except (ConfigurationError, FormatError, SourceNotFoundError) as exc:
@@ -78,55 +75,51 @@ def outlet(*, json_output: bool) -> Iterator[Outlet]:
         )
 
 
-def end_stages(out: Outlet, *, command: str, dataset: str, summaries: Sequence[StageSummary]) -> None:
-    """Print how the stages stand, and exit with 1 if any video failed or could not be tried."""
+def make_console(*, stderr: bool) -> Console:
+    """A console as wide as its terminal, or wide enough for tables where there is none."""
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=_PLAIN_WIDTH)
+
+
+def end_stages(out: Outlet, *, command: str, dataset: str, summaries: Sequence[Summary]) -> None:
+    """Print how the stages stand, and exit with 1 if anything failed or could not be tried."""
+    failures = [item for summary in summaries for item in summary.failures]
+    num_left_out = max(summary.num_missing_input for summary in summaries)
+    if failures:
+        out.console.print(failure_table(failures, title=f"{len(failures)} failed"))
+        out.console.print(
+            f"All of them: cope-prep status {dataset} --json. To try them again: --retry-failed.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif num_left_out:
+        out.console.print(
+            f"{num_left_out} videos were left out: the stage before has no output of them.", highlight=False
+        )
     document = {
         "command": command,
         "dataset": dataset,
         "stages": [summary.to_dict() for summary in summaries],
     }
-    failures = [row for summary in summaries for row in summary.failures]
-    num_missing_input = max((summary.num_missing_input for summary in summaries), default=0)
-    if failures:
-        out.console.print(failure_table(failures))
-        out.console.print(
-            f"All of them: cope-prep status {dataset} --json. Try them again: --retry-failed.",
-            highlight=False,
-        )
-    if num_missing_input and len(summaries) == 1:
-        out.console.print(
-            f"{num_missing_input} videos were left out: the stage before has no output of them.",
-            highlight=False,
-        )
-    out.result(document, "\n".join(summary_line(summary) for summary in summaries))
-    if failures or num_missing_input:
+    out.result(document, "\n".join(summary.text() for summary in summaries))
+    if failures or num_left_out:
         raise typer.Exit(1)
 
 
-def summary_line(summary: StageSummary) -> str:
-    """One line about one stage."""
-    ended = f"{summary.num_ok} ok, {summary.num_partial} partial, {summary.num_failed} failed"
-    return (
-        f"{summary.stage} {summary.spec_hash}: {ended} of {summary.num_videos} videos"
-        f" ({summary.num_run} in this run); {format_duration(summary.duration_s)} of video,"
-        f" {format_bytes(summary.output_bytes)}; took {format_duration(summary.wall_s)}"
-    )
-
-
-def failure_table(failures: Sequence[LedgerRow]) -> Table:
-    """Failures by stage and class: how many, and the messages of the first ones."""
-    groups: dict[tuple[str, str], list[LedgerRow]] = defaultdict(list)
-    for row in failures:
-        groups[row.stage, row.error_class].append(row)
-    table = Table(title=f"{len(failures)} failed", title_justify="left")
+def failure_table(failures: Sequence[FailedItem], *, title: str) -> Table:
+    """Items by stage and class: how many, and the messages of the first ones."""
+    groups: dict[tuple[str, str], list[FailedItem]] = defaultdict(list)
+    for item in failures:
+        groups[item.stage, item.error_class].append(item)
+    table = Table(title=title, title_justify="left")
     table.add_column("Stage")
     table.add_column("Error", style="red")
     table.add_column("Count", justify="right")
     table.add_column("For instance", overflow="fold")
-    for (stage, error_class), rows in sorted(groups.items(), key=lambda group: -len(group[1])):
+    for (stage, error_class), items in sorted(groups.items(), key=lambda group: -len(group[1])):
         # Text, because file names may hold [brackets], which are markup in a string.
-        examples = "\n".join(row.error_message for row in rows[:_EXAMPLES_PER_CLASS])
-        table.add_row(stage, error_class, str(len(rows)), Text(examples))
+        examples = Text("\n".join(item.error_message for item in items[:_EXAMPLES_PER_CLASS]))
+        table.add_row(stage, error_class, str(len(items)), examples)
     return table
 
 
@@ -145,4 +138,20 @@ def manifest_text(result: ManifestReport, dataset: str) -> str:
         lines.append(f"missing {missing.count} videos, for instance {', '.join(missing.examples[:3])}")
     for folder, count in result.unknown_folders.items():
         lines.append(f"unknown folder {folder}: {count} files")
+    return "\n".join(lines)
+
+
+def verify_text(result: VerifyReport) -> str:
+    """The verdict, and what is wrong where."""
+    counts = result.counts
+    looked_at = (
+        f"{counts.shards} shards, {counts.videos} videos, {counts.gops} GOPs, {counts.windows} windows;"
+        f" {counts.gops_rebuilt} GOPs rebuilt, {counts.gops_compared} compared with the re-encoded video"
+    )
+    lines = [f"{looked_at}: {'all as recorded' if result.ok else 'NOT as recorded'}"]
+    for problem in result.problems:
+        where = ", ".join(part for part in (problem.shard, problem.key) if part)
+        where += f" at byte {problem.offset_bytes}" if problem.offset_bytes >= 0 else ""
+        lines.append(f"{problem.kind}: {where}: {problem.message}")
+    lines += [f"{count} problems of kind {kind}" for kind, count in result.num_problems.items()]
     return "\n".join(lines)

@@ -15,8 +15,8 @@ import functools
 import os
 import posixpath
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.console import Console
 from cope_prep.jobs.executors import Executor
 from cope_prep.jobs.progress import Progress
 from cope_prep.jobs.stage import Item, Outcome, run_items
+from cope_prep.jobs.summary import FailedItem, StageSummary
 from cope_prep.jobs.worker import Done
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout
@@ -59,35 +60,6 @@ class VideoTask:
     weight: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageSummary:
-    """How a stage stands when its command ends."""
-
-    stage: str
-    spec_hash: str
-    num_videos: int
-    num_run: int
-    """Videos that this run worked on; the others were done before, or had failed before."""
-    num_ok: int
-    num_partial: int
-    num_failed: int
-    num_missing_input: int
-    """Videos of which the stage before has no output."""
-    duration_s: float
-    output_bytes: int
-    wall_s: float
-    failures: tuple[LedgerRow, ...] = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        names = [name for name in self.__slots__ if name != "failures"]
-        failures = [
-            {"video_id": row.video_id, "error_class": row.error_class, "error_message": row.error_message}
-            for row in self.failures
-        ]
-        return {name: getattr(self, name) for name in names} | {"failures": failures}
-
-
 def read_videos(layout: Layout, *, limit: int | None = None) -> list[VideoRecord]:
     """The videos of the manifest, in its order.
 
@@ -119,27 +91,36 @@ def current_rows(tasks: Iterable[VideoTask], ledger: Ledger) -> dict[str, Ledger
     return current
 
 
+TakenOver = Callable[[Mapping[str, LedgerRow]], Collection[str]]
+"""Of videos that are recorded as done and whose output is gone: the ids of those whose output was deleted on
+purpose. See taken_over.py."""
+
+
 def find_missing(
     tasks: Sequence[VideoTask],
-    rows: dict[str, LedgerRow],
+    rows: Mapping[str, LedgerRow],
     *,
     outputs: Collection[str],
-    consumed: Collection[str],
     retry_failed: bool,
+    taken_over: TakenOver = lambda gone: (),
 ) -> list[VideoTask]:
-    """The tasks that are to be run. `outputs`: file names that exist; `consumed`: ids of videos whose
-    output was deleted on purpose, after a later stage had taken it over."""
-    missing = []
-    for task in tasks:
+    """The tasks that are to be run. `outputs`: names of the files in the stage's folder."""
+    gone = {
+        task.video_id: row
+        for task in tasks
+        if (row := rows.get(task.video_id)) is not None
+        and row.status != "failed"
+        and posixpath.basename(task.output_uri) not in outputs
+    }
+    lost = gone.keys() - set(taken_over(gone)) if gone else set()
+
+    def is_missing(task: VideoTask) -> bool:
         row = rows.get(task.video_id)
-        if row is None:
-            missing.append(task)
-        elif row.status == "failed":
-            if retry_failed:
-                missing.append(task)
-        elif posixpath.basename(task.output_uri) not in outputs and task.video_id not in consumed:
-            missing.append(task)
-    return missing
+        if row is None or task.video_id in lost:
+            return True
+        return row.status == "failed" and retry_failed
+
+    return [task for task in tasks if is_missing(task)]
 
 
 def run_video_stage(
@@ -151,7 +132,7 @@ def run_video_stage(
     executor: Callable[[], Executor],
     options: StageOptions,
     console: Console,
-    consumed: Collection[str] = frozenset(),
+    taken_over: TakenOver = lambda gone: (),
     num_missing_input: int = 0,
 ) -> StageSummary:
     """Run what is missing of a stage. `make_call` returns a call whose report has the ledger's figures.
@@ -164,7 +145,9 @@ def run_video_stage(
     spec_hash = layout.specs.hash_of(stage)
     rows = current_rows(tasks, ledger)
     outputs = set(storage.list_files(layout.folder(stage)))
-    missing = find_missing(tasks, rows, outputs=outputs, consumed=consumed, retry_failed=options.retry_failed)
+    missing = find_missing(
+        tasks, rows, outputs=outputs, taken_over=taken_over, retry_failed=options.retry_failed
+    )
     _remove_old_temporaries(layout.folder(stage), older_than_s=options.time_limit_s)
     runner = executor() if missing else None
     progress = Progress(
@@ -214,7 +197,15 @@ def run_video_stage(
         duration_s=sum(row.duration_s for row in good),
         output_bytes=sum(row.output_bytes for row in good),
         wall_s=time.monotonic() - start_s,
-        failures=tuple(sorted(failed, key=lambda row: row.video_id)),
+        failures=tuple(
+            FailedItem(
+                stage=stage,
+                subject=row.video_id,
+                error_class=row.error_class,
+                error_message=row.error_message,
+            )
+            for row in sorted(failed, key=lambda row: row.video_id)
+        ),
     )
 
 

@@ -1,0 +1,179 @@
+"""The shard stage: extracted tars to shards, one task a shard, then the index over all of them.
+
+    extract ledger ──plan_shards──> plan ──build_shard per entry──> shards + rows ──finish_shards──> index
+
+There is no ledger: a shard whose rows and size are as planned is done. A shard that fails leaves the others
+and the index over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from cope_prep.jobs.executors import Executor
+from cope_prep.jobs.extract import extract_tasks
+from cope_prep.jobs.progress import Progress
+from cope_prep.jobs.stage import Item, Outcome, run_items
+from cope_prep.jobs.summary import FailedItem, ShardSummary
+from cope_prep.jobs.taken_over import extract_version
+from cope_prep.jobs.video_stage import StageOptions, current_rows
+from cope_prep.jobs.worker import Failure
+from cope_prep.pipeline import storage
+from cope_prep.pipeline.finish import finish_shards, read_dataset_json
+from cope_prep.pipeline.layout import Layout
+from cope_prep.pipeline.ledger import Ledger
+from cope_prep.pipeline.shard import BuiltShard, build_shard, find_built
+from cope_prep.pipeline.shard_plan import ExtractedVideo, PlannedShard, ShardPlan, plan_shards
+from cope_prep.schemas.errors import FormatError, SourceNotFoundError
+from cope_prep.schemas.records import VideoRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumeOptions:
+    """What to delete once a shard is published."""
+
+    extracted: bool = False
+    reencoded: bool = False
+
+
+def extracted_videos(layout: Layout, videos: Sequence[VideoRecord]) -> list[ExtractedVideo]:
+    """The videos whose samples are, or were, in a tar of the extract stage."""
+    rows = current_rows(extract_tasks(layout, videos), Ledger(layout.ledger("extract")))
+    return [
+        ExtractedVideo(
+            video_id=video.video_id,
+            video_key=video.video_key,
+            subset=video.subset,
+            output_bytes=row.output_bytes,
+            version=extract_version(row),
+        )
+        for video in videos
+        if (row := rows.get(video.video_id)) is not None and row.status != "failed"
+    ]
+
+
+def run_shard(
+    layout: Layout,
+    videos: Sequence[VideoRecord],
+    *,
+    executor: Callable[[], Executor],
+    options: StageOptions,
+    console: Console,
+    consume: ConsumeOptions = ConsumeOptions(),
+) -> ShardSummary:
+    """Build the shards that are missing or stale, and bring the index up to date."""
+    start_s = time.monotonic()
+    layout.write_spec("shards")
+    extracted = extracted_videos(layout, videos)
+    plan = plan_shards(layout, extracted)
+    built = {shard.index: _current(layout, shard) for shard in plan.shards}
+    leftovers = _leftovers(layout, consume)
+    missing = [
+        shard
+        for shard in plan.shards
+        if built[shard.index] is None or any(video.video_key in leftovers for video in shard.videos)
+    ]
+    failures = _build(layout, missing, executor=executor, options=options, console=console, consume=consume)
+    if missing or not _is_finished(layout, plan, built):
+        finish_shards(layout, plan)
+    document = read_dataset_json(layout)
+    counts = document["counts"]
+    return ShardSummary(
+        stage="shards",
+        spec_hash=layout.specs.hash_of("shards"),
+        num_shards=len(document["shards"]),
+        num_run=len(missing),
+        num_failed=len(failures),
+        num_videos=counts["videos"],
+        num_gops=counts["gops"],
+        num_windows=counts["windows"],
+        duration_s=counts["seconds"],
+        output_bytes=document["bytes"]["total"],
+        num_missing_input=len(videos) - len(extracted),
+        wall_s=time.monotonic() - start_s,
+        failures=tuple(failures),
+    )
+
+
+def _current(layout: Layout, shard: PlannedShard) -> BuiltShard | None:
+    found = find_built(layout, shard.index)
+    return found[0] if found is not None and found[0].versions == shard.versions else None
+
+
+def _leftovers(layout: Layout, consume: ConsumeOptions) -> set[str]:
+    """Keys of the videos that have a file which is to be deleted."""
+    stages = [("extract", consume.extracted, ".tar"), ("reencode", consume.reencoded, ".mp4")]
+    return {
+        name.removesuffix(suffix)
+        for stage, wanted, suffix in stages
+        if wanted
+        for name in storage.list_files(layout.folder(stage))
+    }
+
+
+def _is_finished(layout: Layout, plan: ShardPlan, built: dict[int, BuiltShard | None]) -> bool:
+    """True if dataset.json describes exactly the shards that are there."""
+    try:
+        described = [(shard["name"], shard["crc32c"]) for shard in read_dataset_json(layout)["shards"]]
+    except (SourceNotFoundError, FormatError, LookupError, TypeError):
+        return False
+    there = [(shard.name, known.crc32c) for shard in plan.shards if (known := built[shard.index])]
+    return described == there and storage.exists(layout.index)
+
+
+def _build(
+    layout: Layout,
+    shards: Sequence[PlannedShard],
+    *,
+    executor: Callable[[], Executor],
+    options: StageOptions,
+    console: Console,
+    consume: ConsumeOptions,
+) -> list[FailedItem]:
+    if not shards:
+        return []
+    runner = executor()
+    failures: list[FailedItem] = []
+    progress = Progress(
+        label="shards",
+        num_items=len(shards),
+        weight=sum(shard.size_bytes for shard in shards),
+        console=console,
+        quiet=options.quiet,
+    )
+
+    def emit(outcome: Outcome[PlannedShard]) -> None:
+        reply = outcome.reply
+        progress.advance(weight=outcome.item.weight, failed=isinstance(reply, Failure))
+        if isinstance(reply, Failure):
+            failures.append(
+                FailedItem(
+                    stage="shards",
+                    subject=outcome.item.subject,
+                    error_class=reply.error_class,
+                    error_message=reply.error_message,
+                )
+            )
+
+    with contextlib.closing(progress):
+        run_items(
+            [Item(subject=shard.name, weight=shard.size_bytes, value=shard) for shard in shards],
+            lambda shard: functools.partial(
+                build_shard,
+                layout,
+                shard,
+                consume=consume.extracted,
+                consume_reencoded=consume.reencoded,
+            ),
+            executor=runner,
+            emit=emit,
+            tick=progress.tick,
+            time_limit_s=options.time_limit_s,
+        )
+    return failures

@@ -90,8 +90,8 @@ def finish_shards(layout: Layout, plan: ShardPlan) -> DatasetReport:
                 if len(rows):
                     writer.write_table(rows, row_group_size=len(rows))
                 shards.append(_describe_shard(shard, built, rows))
-                totals.update(totals_of(rows))
-        index = {"name": "index.parquet", **_size_and_checksum(path)}
+                totals.update(_totals_of(rows))
+        index = describe_index(path)
     total_bytes = sum(shard["bytes"] for shard in shards)
     counts, sizes = summarize(totals, fps=layout.specs.encode.fps, total_bytes=total_bytes)
     document = {
@@ -124,22 +124,23 @@ def read_dataset_json(layout: Layout) -> dict[str, Any]:
     return document
 
 
+def describe_index(uri: str) -> dict[str, Any]:
+    """What dataset.json says of index.parquet, which is at `uri`.
+
+    Raises:
+        SourceNotFoundError: it is not there.
+    """
+    num_bytes = checksum = 0
+    with storage.open_read(uri) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            num_bytes += len(chunk)
+            checksum = google_crc32c.extend(checksum, chunk)
+    return {"name": "index.parquet", "bytes": num_bytes, "crc32c": checksum}
+
+
 def spec_hashes(layout: Layout) -> dict[str, str]:
     """Hash of the specs up to each stage."""
     return {stage: layout.specs.hash_of(stage) for stage in ("reencode", "extract", "shards")}
-
-
-def totals_of(rows: pa.Table) -> Counter[str]:
-    """What the rows of one shard add to the sums of the dataset. A video is in one shard only."""
-    return Counter(
-        videos=len(rows["video_id"].unique()),
-        gops=len(rows),
-        windows=_sum(rows["num_windows"]),
-        frames=_sum(rows["num_frames"]),
-        iframe=_sum(rows["iframe_bytes"]),
-        motion=_sum(rows["motion_bytes"]),
-        residual=_sum(rows["residual_bytes"]),
-    )
 
 
 def summarize(totals: Counter[str], *, fps: int, total_bytes: int) -> tuple[DatasetCounts, DatasetBytes]:
@@ -161,6 +162,19 @@ def summarize(totals: Counter[str], *, fps: int, total_bytes: int) -> tuple[Data
     return counts, sizes
 
 
+def _totals_of(rows: pa.Table) -> Counter[str]:
+    """What the rows of one shard add to the sums of the dataset. A video is in one shard only."""
+    return Counter(
+        videos=len(rows["video_id"].unique()),
+        gops=len(rows),
+        windows=_sum(rows["num_windows"]),
+        frames=_sum(rows["num_frames"]),
+        iframe=_sum(rows["iframe_bytes"]),
+        motion=_sum(rows["motion_bytes"]),
+        residual=_sum(rows["residual_bytes"]),
+    )
+
+
 def _describe_shard(shard: PlannedShard, built: BuiltShard, rows: pa.Table) -> dict[str, Any]:
     return {
         "name": shard.name,
@@ -173,15 +187,6 @@ def _describe_shard(shard: PlannedShard, built: BuiltShard, rows: pa.Table) -> d
 
 def _sum(column: pa.ChunkedArray) -> int:
     return int(column.to_numpy().sum(dtype=np.int64))
-
-
-def _size_and_checksum(path: str) -> dict[str, int]:
-    num_bytes, checksum = 0, 0
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            num_bytes += len(chunk)
-            checksum = google_crc32c.extend(checksum, chunk)
-    return {"bytes": num_bytes, "crc32c": checksum}
 
 
 def _versions() -> dict[str, Any]:

@@ -30,6 +30,7 @@ from cope_prep.schemas.records import FusedPFrame, GopRecord, WindowStats
 from cope_prep.schemas.specs import (
     SCHEMA_VERSION,
     DctResidual,
+    ExtractSpec,
     Int8Residual,
     LosslessResidual,
     ResidualSpec,
@@ -93,10 +94,10 @@ def decode_gop(members: Mapping[str, bytes], *, key: str = "sample") -> GopRecor
         raise FormatError(f"{key}.json", f"is malformed ({type(exc).__name__}: {exc})") from exc
 
 
-def member_names(record: GopRecord) -> list[str]:
-    """The members of a record's sample, in the order in which they are stored."""
-    iframe = "iframe.jpg" if isinstance(record.iframe, bytes) else "iframe.npy.zst"
-    residuals = [residual_name(index, record.residual_spec) for index in range(len(record.windows))]
+def member_names(spec: ExtractSpec, num_windows: int) -> list[str]:
+    """The members of a sample, without the key, in the order in which they are stored."""
+    iframe = "iframe.jpg" if spec.iframe.kind == "jpeg" else "iframe.npy.zst"
+    residuals = [residual_name(index, spec.residual) for index in range(num_windows)]
     return ["json", iframe, "motion.npy.zst", "intra.npy.zst", *residuals]
 
 

@@ -40,6 +40,7 @@ _MATRIX = {
 }
 """AVColorSpace -> FFmpeg's name; everything else counts as not named."""
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
+_UNSPECIFIED = 2  # AVCOL_PRI_UNSPECIFIED and AVCOL_TRC_UNSPECIFIED
 
 _TURN = {
     (True, True): "clock_flip",
@@ -163,7 +164,13 @@ class Converter:
         self._source, self._sink = _finish(graph, chain)
 
     def convert(self, frame: VideoFrame) -> VideoFrame:
-        """The picture as the encoder wants it, its type left for the encoder to decide."""
+        """The picture as the encoder wants it, its type left for the encoder to decide.
+
+        Raises:
+            av.error.FFmpegError: the filters refuse the picture.
+        """
+        # The graph knows all it needs; values out of range, as damaged headers have, make `scale` refuse.
+        frame.color_primaries = frame.color_trc = _UNSPECIFIED
         self._source.push(frame)
         converted = self._sink.pull()
         converted.pict_type = 0

@@ -17,25 +17,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-import av
 import av.error
-from av.container import InputContainer
 from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.encode import Encoder
 from cope_prep.pipeline.picture import Converter, Deinterlacer, output_size, picture_key, plan_geometry
-from cope_prep.pipeline.probe import (
-    SourceInfo,
-    check_size,
-    describe,
-    nothing_decodes,
-    open_source,
-    packets,
-    sane_aspect,
-)
+from cope_prep.pipeline.probe import SourceInfo, describe, sane_aspect
 from cope_prep.pipeline.resample import MAX_GAP_S, Clock, Resampler
+from cope_prep.pipeline.source import Source, check_size, open_source
 from cope_prep.schemas.errors import CorruptVideoError, UnsupportedVideoError
 from cope_prep.schemas.specs import EncodeSpec
 
@@ -74,8 +64,8 @@ def reencode_video(source_uri: str, out_uri: str, *, spec: EncodeSpec) -> Reenco
     wall_start, cpu_start = time.perf_counter(), time.process_time()
     stat = storage.stat(source_uri)
     with storage.publish(out_uri) as path:
-        with open_source(source_uri) as (container, stream):
-            transcoder = _Transcoder(uri=source_uri, container=container, stream=stream, spec=spec)
+        with open_source(source_uri) as source:
+            transcoder = _Transcoder(source, spec=spec)
             num_frames = transcoder.run(path)
         output_bytes = storage.stat(path).size_bytes
     damage = transcoder.damage()
@@ -99,16 +89,15 @@ def reencode_video(source_uri: str, out_uri: str, *, spec: EncodeSpec) -> Reenco
 class _Transcoder:
     """One source on its way: the loop, and the count of everything that was not as it should be."""
 
-    def __init__(self, *, uri: str, container: InputContainer, stream: VideoStream, spec: EncodeSpec) -> None:
-        self._uri = uri
-        self._container = container
-        self._stream = stream
+    def __init__(self, source: Source, *, spec: EncodeSpec) -> None:
+        self._source = source
         self._spec = spec
         self.notes: list[str] = []
         self._num_bad_packets = 0
         self._num_bad_frames = 0
-        self._read_error = ""
         self._decoded_s = Fraction(0)
+        self._converter: Converter | None = None
+        self._converter_key: tuple[int, int, str, int, int] | None = None
         self._info: SourceInfo
         self._clock: Clock
 
@@ -117,19 +106,17 @@ class _Transcoder:
         frames = self._decoded()
         first = next(frames, None)
         if first is None:
-            raise nothing_decodes(self._uri, self._stream)
-        self._info = describe(self._uri, self._container, self._stream, first)
+            raise self._source.nothing_decodes()
+        self._info = describe(self._source, first)
         self.notes += self._info.notes
         size_px = output_size(self._spec, self._info.display_size_px)
-        time_base = self._stream.time_base or Fraction(1, 1000)
+        time_base = self._source.stream.time_base or Fraction(1, 1000)
         rate = self._info.claimed_rate or Fraction(self._spec.fps)
         self._clock = Clock(time_base=time_base, nominal_ticks=max(1, round(1 / (rate * time_base))))
 
+        resampler: Resampler | None = None
+        shown: VideoFrame | None = None
         with Encoder(path, spec=self._spec, size_px=size_px) as encoder:
-            converter: Converter | None = None
-            converter_key = None
-            resampler: Resampler | None = None
-            shown: VideoFrame | None = None
             for frame, ticks in self._timed(first, frames):
                 if resampler is None:
                     resampler = Resampler(time_base=time_base, fps=self._spec.fps, start=self._clock.start)
@@ -137,10 +124,7 @@ class _Transcoder:
                 if frame is None and resampler.num_emitted == 0:  # a single picture of almost no duration
                     fill = resampler.fill_at_least(1)
                 if shown is not None and fill:
-                    key = picture_key(shown)
-                    if converter is None or key != converter_key:
-                        converter, converter_key = self._converter(shown, size_px), key
-                    encoder.write(converter.convert(shown), fill)
+                    encoder.write(self._convert(shown, size_px), fill)
                 shown = frame
                 self._decoded_s = ticks * time_base
         assert resampler is not None
@@ -149,8 +133,8 @@ class _Transcoder:
     def damage(self) -> tuple[str, ...]:
         """What makes the result partial, one clause each; empty when the source was whole."""
         found = []
-        if self._read_error:
-            found.append(f"reading stopped early ({self._read_error})")
+        if self._source.read_error:
+            found.append(f"reading stopped early ({self._source.read_error})")
         if self._num_bad_packets:
             found.append(f"{_count(self._num_bad_packets, 'corrupt packet')} skipped")
         if self._num_bad_frames:
@@ -168,19 +152,16 @@ class _Transcoder:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Every picture that decodes, in presentation order."""
-        decode = self._stream.codec_context.decode
-        try:
-            for packet in packets(self._uri, self._container, self._stream):
-                try:
-                    frames = decode(packet)
-                except av.error.FFmpegError:
-                    self._num_bad_packets += 1
-                    continue
-                for frame in frames:
-                    self._num_bad_frames += frame.is_corrupt
-                    yield frame
-        except av.error.FFmpegError as exc:
-            self._read_error = exc.strerror or type(exc).__name__
+        decode = self._source.stream.codec_context.decode
+        for packet in self._source.packets():
+            try:
+                frames = decode(packet)
+            except av.error.FFmpegError:
+                self._num_bad_packets += 1
+                continue
+            for frame in frames:
+                self._num_bad_frames += frame.is_corrupt
+                yield frame
 
     def _timed(
         self, first: VideoFrame, rest: Iterator[VideoFrame]
@@ -218,8 +199,22 @@ class _Transcoder:
             self.notes.append(note)
         return Deinterlacer(frame, time_base=self._clock.time_base)
 
-    def _converter(self, frame: VideoFrame, size_px: tuple[int, int]) -> Converter:
-        check_size(self._uri, frame.width, frame.height)
+    def _convert(self, frame: VideoFrame, size_px: tuple[int, int]) -> VideoFrame:
+        try:
+            key = picture_key(frame)
+            if self._converter is None or key != self._converter_key:
+                self._converter, self._converter_key = self._make_converter(frame, size_px), key
+            return self._converter.convert(frame)
+        except av.error.FFmpegError as exc:
+            raise UnsupportedVideoError(
+                self._source.uri,
+                f"its {frame.format.name} pictures of {frame.width} x {frame.height} cannot be converted"
+                f" ({exc.strerror or exc})",
+                "Convert it with another tool first.",
+            ) from exc
+
+    def _make_converter(self, frame: VideoFrame, size_px: tuple[int, int]) -> Converter:
+        check_size(self._source.uri, frame.width, frame.height)
         size = (frame.width, frame.height)
         if size != (self._info.width_px, self._info.height_px):
             note = f"the picture size changes midway, to {frame.width} x {frame.height}"
@@ -227,20 +222,12 @@ class _Transcoder:
                 self.notes.append(note)
         geometry = plan_geometry(
             size,
-            sample_aspect=sane_aspect(self._stream.sample_aspect_ratio),
+            sample_aspect=sane_aspect(self._source.stream.sample_aspect_ratio),
             orientation=self._info.orientation,
             fit=self._spec.fit,
             output_px=size_px,
         )
-        try:
-            return Converter(frame, geometry=geometry, orientation=self._info.orientation)
-        except av.error.FFmpegError as exc:
-            raise UnsupportedVideoError(
-                self._uri,
-                f"its {frame.format.name} pictures of {frame.width} x {frame.height} cannot be scaled"
-                f" ({exc.strerror or exc})",
-                "Convert it with another tool first.",
-            ) from exc
+        return Converter(frame, geometry=geometry, orientation=self._info.orientation)
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,7 +11,7 @@ from types import ModuleType
 import av.error
 import pytest
 
-from cope_prep.pipeline import probe
+from cope_prep.pipeline import source
 from cope_prep.pipeline.probe import Orientation, probe_source
 from cope_prep.schemas.errors import (
     CorruptVideoError,
@@ -200,7 +200,7 @@ def test_every_ffmpeg_error_is_mapped(
     def fail(*args: object, **kwargs: object) -> None:
         raise kind(-1, "a reason")
 
-    monkeypatch.setattr(probe.av, "open", fail)
+    monkeypatch.setattr(source.av, "open", fail)
     with pytest.raises(SourceError, match="a reason"):
         probe_source(str(clip))
 
@@ -231,6 +231,6 @@ def test_store_that_fails_midway_is_a_storage_error(
         def tell(self) -> int:
             return self._file.tell()
 
-    monkeypatch.setattr(probe.storage, "open_read", lambda uri: Flaky())
+    monkeypatch.setattr(source.storage, "open_read", lambda uri: Flaky())
     with pytest.raises(StorageError, match="connection reset"):
         probe_source(str(clip))

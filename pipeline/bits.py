@@ -54,8 +54,8 @@ class VopParser:
 
     def rounding(self, packet: bytes) -> int:
         """`vop_rounding_type` of a packet's VOP; 0 for I-VOPs, VOPs that are not coded, and garbage."""
-        start = next((at for at in _start_codes(packet) if packet[at + 3] == 0xB6), None)
-        if start is None:
+        start = packet.find(b"\0\0\1\xb6")
+        if start < 0:
             return 0
         reader = BitReader(packet, start + 4)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import av
 import av.error
@@ -22,23 +23,25 @@ from cope_prep.pipeline.kernels.vectors import CELL_PX, scatter_vectors
 from cope_prep.schemas.errors import BitstreamError
 from cope_prep.schemas.records import MotionField
 
+_B_FRAME = int(PictureType.B)
+_HEAD_BYTES = 64
+"""Of an MPEG-4 packet, kept for its VOP header; P-VOPs begin with it."""
 _NO_VECTORS = np.zeros((0, 10), np.int32)
 _REMEDY = "Delete it and run cope-prep reencode again."
 
 
 @dataclass(slots=True, kw_only=True)
 class DecodedFrame:
-    """One frame of a fixed-GOP file. Its pixels are read only when asked for."""
+    """One frame of a fixed-GOP file. Its pixels and header bits are read only when asked for."""
 
     index: int
     """Position in the file, from 0."""
     is_keyframe: bool
-    codec: str
-    """`h264` or `mpeg4`."""
+    codec: Literal["h264", "mpeg4"]
     packet_bytes: int
-    rounding: int
-    """MPEG-4 rounding control (0 or 1); 0 for H.264."""
     frame: av.VideoFrame = field(repr=False)
+    vop_parser: VopParser | None = field(repr=False)
+    packet_head: bytes = field(repr=False)
 
     def vectors(self) -> np.ndarray:
         """int32 [num_vectors, 10]: FFmpeg's AVMotionVector records; none in an I-frame."""
@@ -59,51 +62,93 @@ class DecodedFrame:
         scatter_vectors(self.vectors(), motion, covered)
         return MotionField(motion=motion, intra=covered == 0, coverage=float(covered.mean()))
 
+    @property
+    def rounding(self) -> int:
+        """MPEG-4 rounding control (0 or 1); 0 for H.264."""
+        return self.vop_parser.rounding(self.packet_head) if self.vop_parser else 0
 
-def read_frames(video_uri: str) -> Iterator[DecodedFrame]:
-    """The frames of a fixed-GOP file in order.
 
-    Raises:
+class FrameReader:
+    """Iterates over the frames of a fixed-GOP file, in order.
+
+    Raises, while iterating:
         SourceNotFoundError: there is no such file.
         BitstreamError: it cannot be decoded, or holds something that an EncodeSpec never makes.
     """
-    with contextlib.ExitStack() as stack:
-        if storage.is_local(video_uri):
-            storage.stat(video_uri)
-            opened = storage.local_path(video_uri)
+
+    def __init__(
+        self, video_uri: str, *, gop_size: int | None = None, frames_per_gop: int | None = None
+    ) -> None:
+        """With `gop_size`, the I-frames must be its multiples, and only `frames_per_gop` of each are decoded."""
+        self._uri = video_uri
+        self._gop_size = gop_size
+        self._frames_per_gop = frames_per_gop
+        self.num_frames = 0
+        """Frames seen so far, those left out included; all of the file's after the last one."""
+
+    def __iter__(self) -> Iterator[DecodedFrame]:
+        with contextlib.ExitStack() as stack:
+            stream = self._open(stack)
+            codec = _check_stream(stream, self._uri)
+            stream.codec_context.thread_count = 1
+            stream.codec_context.options = {"flags2": "+export_mvs"}
+            vop_parser = VopParser(stream.codec_context.extradata or b"") if codec == "mpeg4" else None
+            waiting: dict[int | None, tuple[int, int, bytes]] = {}
+            try:
+                for packet in stream.container.demux(stream):
+                    if packet.size:
+                        index = self.num_frames
+                        self.num_frames += 1
+                        if self._gop_size and not self._takes(packet, index, self._gop_size):
+                            continue
+                        head = bytes(memoryview(packet)[:_HEAD_BYTES]) if vop_parser else b""
+                        waiting[packet.pts] = (index, packet.size, head)
+                    for frame in packet.decode():
+                        index, packet_bytes, head = waiting.pop(frame.pts)
+                        if frame.pict_type == _B_FRAME:
+                            raise BitstreamError(self._uri, f"holds a B-frame at {index}", _REMEDY)
+                        yield DecodedFrame(
+                            index=index,
+                            is_keyframe=bool(frame.key_frame),
+                            codec=codec,
+                            packet_bytes=packet_bytes,
+                            frame=frame,
+                            vop_parser=vop_parser,
+                            packet_head=head,
+                        )
+            except av.error.FFmpegError as exc:
+                found = f"does not decode near frame {self.num_frames - 1} ({exc.strerror})"
+                raise BitstreamError(self._uri, found, _REMEDY) from exc
+            except KeyError as exc:
+                found = f"gives a frame at pts {exc} that belongs to no packet"
+                raise BitstreamError(self._uri, found, _REMEDY) from exc
+
+    def _takes(self, packet: av.Packet, index: int, gop_size: int) -> bool:
+        position = index % gop_size
+        if packet.is_keyframe != (position == 0):
+            raise BitstreamError(
+                self._uri,
+                f"frame {index} is {'an I' if packet.is_keyframe else 'a P'}-frame, but the GOP is {gop_size}",
+                "Extract it with the EncodeSpec that it was made with, or re-encode it.",
+            )
+        return self._frames_per_gop is None or position < self._frames_per_gop
+
+    def _open(self, stack: contextlib.ExitStack) -> av.VideoStream:
+        if storage.is_local(self._uri):
+            storage.stat(self._uri)
+            opened = storage.local_path(self._uri)
         else:
-            opened = stack.enter_context(storage.open_read(video_uri))
+            opened = stack.enter_context(storage.open_read(self._uri))
         try:
             container = stack.enter_context(av.open(opened, options={"protocol_whitelist": "file"}))
-            stream = container.streams.video[0]
+            return container.streams.video[0]
         except (av.error.FFmpegError, IndexError) as exc:
-            raise BitstreamError(video_uri, f"cannot be opened as video ({exc})", _REMEDY) from exc
-        codec = _check_stream(stream, video_uri)
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"flags2": "+export_mvs"}
-        vop_parser = VopParser(stream.codec_context.extradata or b"") if codec == "mpeg4" else None
-        packets: dict[int | None, tuple[int, int]] = {}
-        index = 0
-        try:
-            for packet in container.demux(stream):
-                if packet.size:
-                    rounding = vop_parser.rounding(bytes(packet)) if vop_parser else 0
-                    packets[packet.pts] = (packet.size, rounding)
-                for frame in packet.decode():
-                    packet_bytes, rounding = packets.pop(frame.pts, (0, 0))
-                    if frame.pict_type == PictureType.B:
-                        raise BitstreamError(video_uri, f"holds a B-frame at {index}", _REMEDY)
-                    yield DecodedFrame(
-                        index=index,
-                        is_keyframe=bool(frame.key_frame),
-                        codec=codec,
-                        packet_bytes=packet_bytes,
-                        rounding=rounding,
-                        frame=frame,
-                    )
-                    index += 1
-        except av.error.FFmpegError as exc:
-            raise BitstreamError(video_uri, f"does not decode at frame {index} ({exc})", _REMEDY) from exc
+            raise BitstreamError(self._uri, f"cannot be opened as video ({exc})", _REMEDY) from exc
+
+
+def read_frames(video_uri: str) -> Iterator[DecodedFrame]:
+    """All frames of a fixed-GOP file; see FrameReader."""
+    return iter(FrameReader(video_uri))
 
 
 def picture_of(frame: av.VideoFrame, out: np.ndarray | None = None) -> np.ndarray:
@@ -120,7 +165,7 @@ def picture_of(frame: av.VideoFrame, out: np.ndarray | None = None) -> np.ndarra
     return out
 
 
-def _check_stream(stream: av.VideoStream, video_uri: str) -> str:
+def _check_stream(stream: av.VideoStream, video_uri: str) -> Literal["h264", "mpeg4"]:
     context = stream.codec_context
     codec = context.name
     if codec not in ("h264", "mpeg4"):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cope_prep.pipeline import jpeg, storage, tar
-from cope_prep.pipeline.decode import DecodedFrame, read_frames
+from cope_prep.pipeline.decode import DecodedFrame, FrameReader
 from cope_prep.pipeline.fuse import fuse_window
 from cope_prep.pipeline.kernels.residual import compare, motion_figures
 from cope_prep.pipeline.kernels.vectors import CELL_PX, scatter_vectors
@@ -104,26 +104,27 @@ def extract_gops(
             f"leaves no P-frame in a GOP of {encode_spec.gop_size}",
             "Choose a window shorter than the GOP.",
         )
+    # The frames after a GOP's last anchor are in no window, and the next I-frame needs none of them.
+    frames_per_gop = (encode_spec.gop_size - 1) // spec.window * spec.window + 1
+    reader = FrameReader(video_uri, gop_size=encode_spec.gop_size, frames_per_gop=frames_per_gop)
     builder: _GopBuilder | None = None
-    for frame in read_frames(video_uri):
-        if frame.is_keyframe != (frame.index % encode_spec.gop_size == 0) or frame.codec != encode_spec.codec:
-            kind = "an I-frame" if frame.is_keyframe else "a P-frame"
+    for frame in reader:
+        if frame.codec != encode_spec.codec:
             raise BitstreamError(
                 video_uri,
-                f"frame {frame.index} is {kind} of {frame.codec}, expected {encode_spec.codec} with an I-frame"
-                f" every {encode_spec.gop_size} frames",
+                f"is {frame.codec}, expected {encode_spec.codec}",
                 "Extract it with the EncodeSpec that it was made with, or re-encode it.",
             )
         if frame.is_keyframe:
             if builder is not None:
-                yield builder.finish()
+                yield builder.finish(frame.index)
             builder = _GopBuilder(frame, spec=spec, encode_spec=encode_spec, video_id=video_id or video_uri)
         else:
             assert builder is not None
             builder.add(frame)
     if builder is None:
         raise BitstreamError(video_uri, "holds no frame", "Delete it and run cope-prep reencode again.")
-    yield builder.finish()
+    yield builder.finish(reader.num_frames)
 
 
 class _GopBuilder:
@@ -136,7 +137,6 @@ class _GopBuilder:
         self._encode_spec = encode_spec
         self._video_id = video_id
         self._first_index = iframe.index
-        self._num_frames = 1
         picture = iframe.picture()
         self._stored: bytes | np.ndarray
         if isinstance(spec.iframe, JpegIframe):
@@ -162,8 +162,7 @@ class _GopBuilder:
 
     def add(self, frame: DecodedFrame) -> None:
         """Take the next P-frame; the last one of a window completes it."""
-        slot = (self._num_frames - 1) % self._spec.window
-        self._num_frames += 1
+        slot = (frame.index - self._first_index - 1) % self._spec.window
         num_foreign = scatter_vectors(frame.vectors(), self._motion[slot], self._covered[slot])
         if num_foreign:
             raise BitstreamError(
@@ -176,15 +175,15 @@ class _GopBuilder:
             self._windows.append(self._close_window(frame))
             self._window_bytes = 0
 
-    def finish(self) -> GopRecord:
-        """The record of the frames taken so far."""
+    def finish(self, end_index: int) -> GopRecord:
+        """The record of the GOP, whose last frame is the one before `end_index`."""
         encode_spec = self._encode_spec
         return GopRecord(
             video_id=self._video_id,
             gop_index=self._first_index // encode_spec.gop_size,
             start_s=self._first_index / encode_spec.fps,
             fps=encode_spec.fps,
-            num_frames=self._num_frames,
+            num_frames=end_index - self._first_index,
             width_px=self._prediction.shape[1],
             height_px=self._height,
             window=self._spec.window,

@@ -96,7 +96,7 @@ class JpegIframe(_Spec):
     """The I-frame as a 4:2:0 JPEG."""
 
     kind: Literal["jpeg"] = "jpeg"
-    quality: int = Field(default=95, ge=1, le=100)
+    quality: int = Field(default=90, ge=1, le=100)
 
 
 class LosslessIframe(_Spec):

@@ -34,7 +34,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (encode.width_px, encode.height_px, encode.fit) == (384, 384, "squash")
     assert (extract.window, extract.block_px) == (30, 16)
     assert extract.residual == DctResidual(quality=90)
-    assert extract.iframe == JpegIframe(quality=95)
+    assert extract.iframe == JpegIframe(quality=90)
     assert ShardSpec().target_bytes == 512 * 2**20
 
 

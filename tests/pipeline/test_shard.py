@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import google_crc32c
@@ -385,6 +387,34 @@ def test_sample_of_another_spec_fails(layout: Layout) -> None:
     )
     with pytest.raises(FormatError, match="'spec_hash': '000000000000'"):
         build_shard(layout, plan_shards(layout, [video]).shards[0])
+
+
+def test_no_video_makes_an_empty_dataset(layout: Layout) -> None:
+    build_all(layout, plan_shards(layout, []))
+    assert len(storage.read_table(layout.index, INDEX)) == 0
+    assert finish.read_dataset_json(layout)["counts"]["seconds"] == 0
+
+
+def test_memory_is_one_sample_not_one_shard(layout: Layout) -> None:
+    layout = new_layout(layout.dataset, target_bytes=1 << 30)
+    key = video_key("long.mp4")
+    with storage.publish(layout.extracted(key)) as path, open(path, "wb") as file:
+        for gop_index in range(100):
+            record = make_record("long.mp4", gop_index, salt="1", spec_hash=layout.specs.hash_of("extract"))
+            record = dataclasses.replace(record, iframe=bytes(500_000))
+            file.write(tar.sample_bytes(record.key, wire.encode_gop(record)))
+        file.write(tar.END_OF_ARCHIVE)
+        size_bytes = file.tell()
+    video = ExtractedVideo(
+        video_id="long.mp4", video_key=key, subset="", output_bytes=size_bytes, version="1"
+    )
+    (planned,) = plan_shards(layout, [video]).shards
+    tracemalloc.start()
+    try:
+        assert build_shard(layout, planned).size_bytes == size_bytes > 50_000_000
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_memory_store_works_like_a_local_folder(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import google_crc32c
 import pyarrow as pa
 import pytest
 
-from cope_prep.pipeline import storage, tar, verify_report
+from cope_prep.pipeline import storage, tar, verify, verify_report
 from cope_prep.pipeline.extract import extract_video
 from cope_prep.pipeline.finish import describe_index, finish_shards, read_dataset_json
 from cope_prep.pipeline.index_rows import index_row, read_json
@@ -23,8 +25,16 @@ from cope_prep.pipeline.verify import verify_dataset
 from cope_prep.pipeline.verify_index import KeyOrder
 from cope_prep.pipeline.verify_report import ProblemLog, VerifyCounts, VerifyReport
 from cope_prep.schemas.arrow import INDEX
+from cope_prep.schemas.errors import FormatError
 from cope_prep.schemas.records import sample_key, video_key
-from cope_prep.schemas.specs import EncodeSpec, ExtractSpec, ShardSpec
+from cope_prep.schemas.specs import (
+    EncodeSpec,
+    ExtractSpec,
+    Int8Residual,
+    LosslessIframe,
+    LosslessResidual,
+    ShardSpec,
+)
 
 SPECS = Specs(
     encode=EncodeSpec(width_px=96, height_px=64, gop_size=48, preset="ultrafast"),
@@ -37,19 +47,18 @@ Samples = list[tuple[str, dict[str, bytes]]]
 """Key and members, in the order of a shard."""
 
 
-@pytest.fixture(scope="session")
-def pristine(real_clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    """Three real clips, re-encoded small, extracted and sharded."""
-    layout = Layout(dataset=str(tmp_path_factory.mktemp("pristine")), specs=SPECS)
+def make_dataset(clips: list[Path], layout: Layout) -> Layout:
+    """Clips, re-encoded small, extracted and sharded."""
+    specs = layout.specs
     videos = []
-    for clip in real_clips[:3]:
+    for clip in clips:
         key = video_key(clip.name)
-        reencode_video(str(clip), layout.reencoded(key), spec=SPECS.encode)
+        reencode_video(str(clip), layout.reencoded(key), spec=specs.encode)
         report = extract_video(
             layout.reencoded(key),
             layout.extracted(key),
-            spec=SPECS.extract,
-            encode_spec=SPECS.encode,
+            spec=specs.extract,
+            encode_spec=specs.encode,
             video_id=clip.name,
         )
         videos.append(
@@ -62,10 +71,19 @@ def pristine(real_clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -
             )
         )
     plan = plan_shards(layout, videos)
-    assert len(plan.shards) > 1
     for shard in plan.shards:
         build_shard(layout, shard)
     finish_shards(layout, plan)
+    return layout
+
+
+@pytest.fixture(scope="session")
+def pristine(real_clips: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """Three real clips in several shards."""
+    layout = make_dataset(
+        real_clips[:3], Layout(dataset=str(tmp_path_factory.mktemp("pristine")), specs=SPECS)
+    )
+    assert storage.exists(layout.shard(1))
     return layout
 
 
@@ -134,6 +152,39 @@ def test_clean_dataset_is_ok(pristine: Layout) -> None:
     assert counts.gops_without_source == 0
     assert seen == [(done, counts.gops) for done in range(1, counts.gops + 1)]
     assert json.loads(json.dumps(report.to_dict()))["ok"] is True
+
+
+@pytest.mark.parametrize("codec", ["h264", "mpeg4"])
+@pytest.mark.parametrize(
+    "extract",
+    [
+        ExtractSpec(window=1, residual=LosslessResidual(), iframe=LosslessIframe()),
+        ExtractSpec(window=1, residual=Int8Residual(step=4)),
+        ExtractSpec(window=16, motion_block_px=8, residual=LosslessResidual()),
+        ExtractSpec(window=31, motion_block_px=4, residual=Int8Residual(), iframe=LosslessIframe()),
+    ],
+    ids=["s1 lossless", "s1 int8", "s16 lossless", "s31 int8"],
+)
+def test_every_coding_is_ok(
+    real_clips: list[Path], tmp_path: Path, codec: Literal["h264", "mpeg4"], extract: ExtractSpec
+) -> None:
+    encode = EncodeSpec(codec=codec, width_px=96, height_px=64, gop_size=32, quality=5)
+    layout = Layout(dataset=str(tmp_path), specs=Specs(encode=encode, extract=extract))
+    report = verify_dataset(make_dataset(real_clips[2:3], layout))
+    assert report.problems == ()
+    assert report.counts.gops_compared == report.counts.gops > 2
+
+
+def test_remote_dataset(pristine: Layout) -> None:
+    remote = Layout(dataset="memory://test-verify", specs=SPECS)
+    for path in Path(pristine.dataset).rglob("*"):
+        if path.is_file():
+            uri = storage.join(remote.dataset, path.relative_to(pristine.dataset).as_posix())
+            storage.publish_bytes(uri, path.read_bytes())
+    assert verify_dataset(remote).to_dict() == verify_dataset(pristine).to_dict()
+    content = storage.read_bytes(remote.shard(0))
+    storage.publish_bytes(remote.shard(0), content[: len(content) // 2])
+    assert "tar" in kinds(verify_dataset(remote))
 
 
 def test_consumed_sources_are_counted(layout: Layout) -> None:
@@ -441,6 +492,40 @@ def test_nonsense_in_a_sample_is_found(layout: Layout, changes: dict[str, object
     report = verify_dataset(layout)
     named = {problem.kind for problem in report.problems if problem.key == key}
     assert named & {"format", "members"}
+
+
+def test_crafted_samples_never_raise(layout: Layout) -> None:
+    """Damage that the index and dataset.json agree with: no checksum stands before the readers."""
+    samples = read_samples(layout)
+    rng = random.Random(7)
+    num_found = 0
+    for _ in range(80):
+        key, members = samples[1]
+        name = rng.choice(sorted(members))
+        content = bytearray(members[name])
+        for _ in range(rng.randrange(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        damaged = [*samples]
+        damaged[1] = key, {**members, name: bytes(content)}
+        write_samples(layout, damaged)
+        with contextlib.suppress(FormatError, pa.ArrowInvalid, TypeError):  # no row can be made of this .json
+            reindex(layout)
+        num_found += not verify_dataset(layout).ok
+    assert num_found > 60
+
+
+def test_sample_too_large_for_memory_is_not_read(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    (key, _), *_ = read_samples(layout)
+    monkeypatch.setattr(verify, "MAX_SAMPLE_BYTES", 10_000)
+    report = verify_dataset(layout, sample=0)
+    assert ("format", SHARD, key) in found(report)
+    assert any("no sample is larger than 10000" in problem.message for problem in report.problems)
+
+
+def test_empty_dataset_is_ok(tmp_path: Path) -> None:
+    report = verify_dataset(make_dataset([], Layout(dataset=str(tmp_path), specs=SPECS)))
+    assert report.ok
+    assert report.counts == VerifyCounts()
 
 
 def test_problems_of_a_kind_are_capped() -> None:

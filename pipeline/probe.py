@@ -139,7 +139,7 @@ def describe(source: Source, frame: VideoFrame) -> SourceInfo:
         sample_aspect=sane_aspect(stream.sample_aspect_ratio),
         orientation=orientation,
         interlaced=frame.interlaced_frame,
-        time_base=frame.time_base or stream.time_base or Fraction(1, 1000),
+        time_base=stream.time_base or Fraction(1, 1000),
         claimed_rate=_claimed_rate(stream),
         claimed_duration_s=_claimed_duration_s(container, stream),
         notes=tuple(notes),

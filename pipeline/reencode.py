@@ -110,7 +110,13 @@ class _Transcoder:
         self._info = describe(self._source, first)
         self.notes += self._info.notes
         size_px = output_size(self._spec, self._info.display_size_px)
-        time_base = self._source.stream.time_base or Fraction(1, 1000)
+        time_base = self._info.time_base
+        if time_base > MAX_GAP_S:
+            raise UnsupportedVideoError(
+                self._source.uri,
+                f"its clock ticks once in {float(time_base):.0f} s, so that no picture has a time",
+                "Its header is damaged: repair it, or download it again.",
+            )
         rate = self._info.claimed_rate or Fraction(self._spec.fps)
         self._clock = Clock(time_base=time_base, nominal_ticks=max(1, round(1 / (rate * time_base))))
 

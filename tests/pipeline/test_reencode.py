@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +19,8 @@ import av
 import numpy as np
 import pytest
 
+from cope_prep.pipeline import source as source_module
+from cope_prep.pipeline.encode import Encoder
 from cope_prep.pipeline.probe import probe_source
 from cope_prep.pipeline.reencode import ReencodeReport, reencode_video
 from cope_prep.schemas.errors import (
@@ -24,6 +29,7 @@ from cope_prep.schemas.errors import (
     NoVideoStreamError,
     SourceError,
     SourceNotFoundError,
+    StorageError,
     UnsupportedVideoError,
 )
 from cope_prep.schemas.specs import EncodeSpec
@@ -743,3 +749,76 @@ def test_names_that_ffmpeg_might_misread(media: ModuleType, tmp_path: Path) -> N
         report = reencode_video(str(source), str(tmp_path / "out" / name), spec=SPECS["h264"])
         assert report.num_frames == 3
         assert (tmp_path / "out" / name).stat().st_size == report.output_bytes
+
+
+def test_store_that_fails_midway_is_no_partial_result(
+    media: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = media.write_clip(tmp_path / "a.mkv", num_frames=120, painter=media.moving)
+    limit = clip.stat().st_size // 2
+
+    class Failing(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            if self.tell() >= limit:
+                raise ConnectionResetError("connection reset")
+            return super().read(min(size, 1000))
+
+    monkeypatch.setattr(source_module.storage, "open_read", lambda uri: Failing(uri))
+    with pytest.raises(StorageError, match="connection reset"):
+        encode(clip)
+    assert list(tmp_path.iterdir()) == [clip]
+
+
+def test_full_disk_is_a_storage_error(media: ModuleType) -> None:
+    def fill_the_disk() -> None:
+        with Encoder("/dev/full", spec=SPECS["h264"], size_px=(96, 64)) as encoder:
+            for index in range(300):
+                encoder.write(media.make_frame(media.moving(index, 96, 64)), range(index, index + 1))
+
+    with pytest.raises(StorageError, match="/dev/full"):
+        fill_the_disk()
+
+
+def test_clock_without_times_fails(media: ModuleType, tmp_path: Path) -> None:
+    source = media.write_clip(tmp_path / "a.avi", codec="mpeg4")
+    data = bytearray(source.read_bytes())
+    at = data.index(b"strh") + 8 + 20  # dwScale: seconds a frame, with dwRate
+    data[at : at + 4] = (2**31 - 1).to_bytes(4, "little")
+    source.write_bytes(data)
+    with pytest.raises(UnsupportedVideoError, match="clock ticks once"):
+        encode(source)
+
+
+def test_damaged_files_give_a_file_or_a_source_error(
+    media: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Random damage to every container: no other exception, and nothing on stderr. Seeded."""
+    names = ["a.mp4", "a.mkv", "a.avi", "a.ts", "a.flv", "a.wmv", "a.mpg", "a.gif"]
+    codecs = {"a.wmv": "wmv2", "a.mpg": "mpeg2video", "a.gif": "gif"}
+    whole = {}
+    for name in names:
+        codec = codecs.get(name, "libx264")
+        pix_fmt = "gray" if codec == "gif" else "yuv420p"
+        fps = 25 if codec == "mpeg2video" else 30
+        clip = media.write_clip(tmp_path / name, num_frames=12, codec=codec, pix_fmt=pix_fmt, fps=fps)
+        whole[name] = clip.read_bytes()
+    capfd.readouterr()
+    rng = random.Random(2)
+    outcomes = Counter()
+    for round_index in range(25):
+        for name, content in whole.items():
+            data = bytearray(content)
+            for _ in range(rng.choice([1, 5, 50, 500])):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+            if rng.random() < 0.3:
+                data = data[: rng.randrange(len(data))]
+            path = tmp_path / f"{round_index}-{name}"
+            path.write_bytes(data)
+            try:
+                outcomes[encode(path)[0].status] += 1
+            except SourceError as exc:
+                outcomes[type(exc).__name__] += 1
+    assert outcomes["partial"] > 20
+    assert outcomes["CorruptVideoError"] > 10
+    assert list(tmp_path.glob(".tmp-*")) == []
+    assert capfd.readouterr() == ("", "")

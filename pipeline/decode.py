@@ -15,6 +15,7 @@ from typing import Literal
 import av
 import av.error
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import PictureType
 
 from cope_prep.pipeline import storage
@@ -45,7 +46,9 @@ class DecodedFrame:
 
     def vectors(self) -> np.ndarray:
         """int32 [num_vectors, 10]: FFmpeg's AVMotionVector records; none in an I-frame."""
-        side_data = self.frame.side_data.get("MOTION_VECTORS")
+        # Not `frame.side_data`: that keeps the container in the frame and the frame in the container, and frames
+        # then wait for the cycle collector (measured: 8 % of the time and hundreds of MiB of pictures).
+        side_data = SideDataContainer(self.frame).get("MOTION_VECTORS")
         if side_data is None:
             return _NO_VECTORS
         return np.frombuffer(side_data, np.int32).reshape(-1, 10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cope_prep.pipeline.kernels.fuse import choose_vectors, trace_paths
+from cope_prep.pipeline.kernels.fuse import choose_vectors, find_still, trace_paths
 from cope_prep.pipeline.kernels.vectors import CELL_PX
 
 
@@ -23,7 +23,9 @@ def fuse_window(
     cell_px = min(block_px, CELL_PX)
     paths = np.empty((height // cell_px, width // cell_px, 2), np.int32)
     broken = np.empty(paths.shape[:2], np.uint8)
-    trace_paths(motion, covered, cell_px, paths, broken)
+    still = np.empty(covered.shape[1:], np.uint8)
+    find_still(motion.view(np.int32)[..., 0], covered, still)
+    trace_paths(motion, covered, still, cell_px, paths, broken)
     fused = np.empty((height // block_px, width // block_px, 2), np.int32)
     intra = np.empty(fused.shape[:2], np.uint8)
     choose_vectors(paths, broken, reference, current, block_px, fused, intra)

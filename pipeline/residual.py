@@ -53,22 +53,20 @@ class ResidualWriter:
             energy = kernels.residual_to_half(current, prediction, self._bytes)
             payload = jpeg.encode_grey(self._bytes, quality=spec.quality)
             decoded = jpeg.decode_grey(payload, shape=current.shape, name="residual", out=self._bytes)
-            num_nonzero = kernels.count_not_equal(decoded, 128)
         elif isinstance(spec, Int8Residual):
             decoded = self._bytes.view(np.int8)
             energy, num_clipped = kernels.residual_to_int8(
                 current, prediction, spec.step, spec.deadzone, decoded
             )
             payload = pack_array(decoded, self._compressor)
-            num_nonzero = kernels.count_not_equal(decoded, 0)
         else:
             decoded = self._bytes.view(np.int8)
-            energy, num_nonzero, fits = kernels.residual_exact(current, prediction, decoded)
+            energy, fits = kernels.residual_exact(current, prediction, decoded)
             if not fits:
                 decoded = self._wide
                 kernels.residual_exact(current, prediction, decoded)
             payload = pack_array(decoded, self._compressor)
-        _add(spec, prediction, decoded, rebuilt)
+        num_nonzero = _add(spec, prediction, decoded, rebuilt)
         return CodedResidual(payload=payload, energy=energy, num_nonzero=num_nonzero, num_clipped=num_clipped)
 
 
@@ -109,9 +107,9 @@ def _add(
     prediction: np.ndarray,
     decoded: np.ndarray,
     rebuilt: np.ndarray,
-) -> None:
+) -> int:
+    """Returns how many values of the decoded residual are not zero."""
     if isinstance(spec, DctResidual):
-        kernels.add_half(prediction, decoded, rebuilt)
-    else:
-        step = spec.step if isinstance(spec, Int8Residual) else 1
-        kernels.add_scaled(prediction, decoded, step, rebuilt)
+        return kernels.add_half(prediction, decoded, rebuilt)
+    step = spec.step if isinstance(spec, Int8Residual) else 1
+    return kernels.add_scaled(prediction, decoded, step, rebuilt)

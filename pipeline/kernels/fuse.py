@@ -19,13 +19,34 @@ from numba import njit
 
 
 @njit(cache=True, nogil=True)
+def find_still(vectors: np.ndarray, covered: np.ndarray, still: np.ndarray) -> None:
+    """Mark the cells that have a vector in every frame of the window, always (0, 0).
+
+    vectors: int32 [s, H/8, W/8], both components of a vector as one number.
+    covered: uint8 [s, H/8, W/8].
+    still: uint8 [H/8, W/8], output, 1 where still.
+    """
+    still[:] = 1
+    for t in range(np.uint64(covered.shape[0])):
+        for row in range(np.uint64(covered.shape[1])):
+            for col in range(np.uint64(covered.shape[2])):
+                still[row, col] &= np.uint8(vectors[t, row, col] == 0) & covered[t, row, col]
+
+
+@njit(cache=True, nogil=True)
 def trace_paths(
-    motion: np.ndarray, covered: np.ndarray, cell_px: int, paths: np.ndarray, broken: np.ndarray
+    motion: np.ndarray,
+    covered: np.ndarray,
+    still: np.ndarray,
+    cell_px: int,
+    paths: np.ndarray,
+    broken: np.ndarray,
 ) -> None:
     """Follow the centre of every cell back through the window.
 
     motion: int16 [s, H/8, W/8, 2] quarter pixels, oldest frame first.
     covered: uint8 [s, H/8, W/8].
+    still: uint8 [H/8, W/8], 1 where a path would stay for the whole window: a shortcut, most of a static scene.
     cell_px: 8 or 4.
     paths: int32 [H/cell, W/cell, 2], output, quarter pixels (x, y).
     broken: uint8 [H/cell, W/cell], output, 1 where the path meets an intra block; the path is then 0.
@@ -37,6 +58,11 @@ def trace_paths(
         for col in range(paths.shape[1]):
             start_x = (col * cell_px + cell_px // 2) * 4
             start_y = (row * cell_px + cell_px // 2) * 4
+            if still[start_y >> 5, start_x >> 5]:
+                broken[row, col] = 0
+                paths[row, col, 0] = 0
+                paths[row, col, 1] = 0
+                continue
             x = start_x
             y = start_y
             is_broken = 0

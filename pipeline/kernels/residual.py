@@ -28,24 +28,17 @@ def residual_to_half(current: np.ndarray, prediction: np.ndarray, out: np.ndarra
 
 
 @njit(cache=True, nogil=True)
-def add_half(prediction: np.ndarray, coded: np.ndarray, out: np.ndarray) -> None:
-    """`clip(prediction + 2 * (coded - 128))`, all uint8 [3H/2, W]."""
+def add_half(prediction: np.ndarray, coded: np.ndarray, out: np.ndarray) -> int:
+    """`clip(prediction + 2 * (coded - 128))`, all uint8 [3H/2, W]. Returns how many of `coded` are not 128."""
+    num_nonzero = np.int64(0)
     for y in range(np.uint64(out.shape[0])):
+        row_nonzero = np.int32(0)
         for x in range(np.uint64(out.shape[1])):
             value = np.int32(prediction[y, x]) + ((np.int32(coded[y, x]) - 128) << 1)
+            row_nonzero += np.int32(coded[y, x] != 128)
             out[y, x] = np.uint8(min(max(value, 0), 255))
-
-
-@njit(cache=True, nogil=True)
-def count_not_equal(values: np.ndarray, zero: int) -> int:
-    """How many of the values [3H/2, W] differ from `zero`."""
-    total = np.int64(0)
-    for y in range(np.uint64(values.shape[0])):
-        row = np.int32(0)
-        for x in range(np.uint64(values.shape[1])):
-            row += np.int32(values[y, x] != zero)
-        total += row
-    return total
+        num_nonzero += row_nonzero
+    return num_nonzero
 
 
 @njit(cache=True, nogil=True)
@@ -73,37 +66,41 @@ def residual_to_int8(
 
 
 @njit(cache=True, nogil=True)
-def residual_exact(current: np.ndarray, prediction: np.ndarray, out: np.ndarray) -> tuple[int, int, bool]:
+def residual_exact(current: np.ndarray, prediction: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
     """`current - prediction` as int8 or int16 [3H/2, W], whichever `out` is.
 
-    Returns (sum of squares, number of values not zero, whether all values fit into int8).
+    Returns (sum of squares, whether all values fit into int8).
     """
     energy = np.int64(0)
-    num_nonzero = np.int64(0)
     low = np.int32(0)
     high = np.int32(0)
     for y in range(np.uint64(current.shape[0])):
         row_energy = np.int32(0)
-        row_nonzero = np.int32(0)
         for x in range(np.uint64(current.shape[1])):
             value = np.int32(current[y, x]) - np.int32(prediction[y, x])
             row_energy += value * value
-            row_nonzero += np.int32(value != 0)
             low = min(low, value)
             high = max(high, value)
             out[y, x] = value
         energy += row_energy
-        num_nonzero += row_nonzero
-    return energy, num_nonzero, low >= -128 and high <= 127
+    return energy, low >= -128 and high <= 127
 
 
 @njit(cache=True, nogil=True)
-def add_scaled(prediction: np.ndarray, coded: np.ndarray, step: int, out: np.ndarray) -> None:
-    """`clip(prediction + step * coded)`; coded int8 or int16 [3H/2, W], the others uint8."""
+def add_scaled(prediction: np.ndarray, coded: np.ndarray, step: int, out: np.ndarray) -> int:
+    """`clip(prediction + step * coded)`; coded int8 or int16 [3H/2, W], the others uint8.
+
+    Returns how many of `coded` are not 0.
+    """
+    num_nonzero = np.int64(0)
     for y in range(np.uint64(out.shape[0])):
+        row_nonzero = np.int32(0)
         for x in range(np.uint64(out.shape[1])):
             value = np.int32(prediction[y, x]) + np.int32(coded[y, x]) * np.int32(step)
+            row_nonzero += np.int32(coded[y, x] != 0)
             out[y, x] = np.uint8(min(max(value, 0), 255))
+        num_nonzero += row_nonzero
+    return num_nonzero
 
 
 @njit(cache=True, nogil=True)

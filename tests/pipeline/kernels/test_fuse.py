@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cope_prep.pipeline.fuse import fuse_window
-from cope_prep.pipeline.kernels.fuse import trace_paths
+from cope_prep.pipeline.kernels.fuse import find_still, trace_paths
 from cope_prep.pipeline.kernels.vectors import scatter_vectors
 
 AV_MOTION_VECTOR = np.dtype(
@@ -97,11 +97,15 @@ def test_paths_equal_the_recursion(
 ) -> None:
     rng = np.random.default_rng(seed)
     motion = rng.integers(-reach, reach + 1, (num_frames, 4, 6, 2)).astype(np.int16)
+    motion[:, rng.random((4, 6)) < 0.3] = 0
     covered = (rng.random((num_frames, 4, 6)) >= intra_share).astype(np.uint8)
     rows, cols = 32 // cell_px, 48 // cell_px
     paths = np.full((rows, cols, 2), 12345, np.int32)
     broken = np.full((rows, cols), 7, np.uint8)
-    trace_paths(motion, covered, cell_px, paths, broken)
+    still = np.full((4, 6), 9, np.uint8)
+    find_still(motion.view(np.int32)[..., 0], covered, still)
+    np.testing.assert_array_equal(still, (motion == 0).all(axis=(0, 3)) & covered.all(axis=0))
+    trace_paths(motion, covered, still, cell_px, paths, broken)
     for row, col in np.ndindex(rows, cols):
         start = (row * cell_px + cell_px // 2) * 4, (col * cell_px + cell_px // 2) * 4
         expected = reference_path(motion, covered, *start)

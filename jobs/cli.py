@@ -145,7 +145,7 @@ def extract(
     with report.outlet(json_output=json_output) as out:
         extract_spec = opt.extract_spec(window=window, block=block, residual=residual, iframe=iframe)
         encode = opt.choose_specs(dataset, "reencode", spec).encode
-        layout = Layout(dataset=dataset, specs=Specs(encode=encode, extract=extract_spec))
+        layout = Layout(dataset=dataset, specs=opt.whole_specs(encode=encode, extract=extract_spec))
         options = _options(limit=limit, retry_failed=retry_failed, time_limit=time_limit, quiet=quiet)
         videos = read_videos(layout, limit=limit)
         with opt.executor_session(
@@ -240,7 +240,7 @@ def run(
             profile=profile, codec=codec, fps=fps, gop_size=gop_size, size=size, fit=fit, quality=quality,
             preset=preset,
         )  # fmt: skip
-        specs = Specs(
+        specs = opt.whole_specs(
             encode=encode,
             extract=opt.extract_spec(window=window, block=block, residual=residual, iframe=iframe),
             shard=opt.shard_spec(shard_bytes=shard_bytes, seed=seed),
@@ -267,3 +267,4 @@ def run(
 
 app.command()(cli_look.status)
 app.command()(cli_look.verify)
+app.command()(cli_look.inspect)

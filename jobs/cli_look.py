@@ -51,3 +51,25 @@ def verify(
         out.result(found.to_dict(), report.verify_text(found))
         if not found.ok:
             raise typer.Exit(1)
+
+
+def inspect(
+    dataset: opt.Dataset,
+    video_id: Annotated[str, typer.Argument(help="As in manifest.parquet.", show_default=False)],
+    sheet: Annotated[
+        str, typer.Option("--out", metavar="PNG", help="Where to write the picture.", show_default=False)
+    ],
+    gop: Annotated[int, typer.Option(min=0, metavar="N", help="Which GOP of the video.")] = 0,
+    spec: opt.SpecHash = None,
+    json_output: opt.JsonOutput = False,
+) -> None:
+    """Draw what is stored of a GOP: anchors, motion, residual, intra mask, rebuilt frames and their error.
+
+    Example: `cope-prep inspect ./dataset clips/bikes.mp4 --out sheet.png`
+    """
+    from cope_prep.pipeline.inspect_sheet import write_sheet
+
+    with report.outlet(json_output=json_output) as out:
+        layout = Layout(dataset=dataset, specs=opt.choose_sample_specs(dataset, spec))
+        write_sheet(layout, video_id, sheet, gop_index=gop)
+        out.result({"video_id": video_id, "gop_index": gop, "sheet": sheet}, sheet)

@@ -202,6 +202,17 @@ def shard_spec(*, shard_bytes: str | None, seed: int | None) -> ShardSpec:
     return _override(ShardSpec(), target_bytes=target_bytes, seed=seed)
 
 
+def whole_specs(*, encode: EncodeSpec, extract: ExtractSpec, shard: ShardSpec | None = None) -> Specs:
+    """The specs together, checked for what only shows when they meet."""
+    if extract.window >= encode.gop_size:
+        raise ConfigurationError(
+            f"--window {extract.window}",
+            f"leaves no P-frame in a GOP of {encode.gop_size}",
+            "Choose a window shorter than the GOP.",
+        )
+    return Specs(encode=encode, extract=extract, shard=shard or ShardSpec())
+
+
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGT", start=1):
     _UNITS |= {f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
@@ -229,6 +240,13 @@ def choose_specs(dataset: str, stage: str, spec_hash: str | None) -> Specs:
     return hashes[found[0]]
 
 
+def choose_sample_specs(dataset: str, spec_hash: str | None) -> Specs:
+    """The specs of samples, be they in shards already or in extracted tars still."""
+    sharded = [specs.hash_of("shards") for specs in find_specs(dataset, "shards")]
+    in_shards = any(name.startswith(spec_hash or "") for name in sharded)
+    return choose_specs(dataset, "shards" if in_shards else "extract", spec_hash)
+
+
 @contextlib.contextmanager
 def executor_session(
     *, address: str, workers: int | None, no_ray: bool, time_limit: float | None, wheel: str | None
@@ -245,6 +263,13 @@ def executor_session(
     if wheel is not None and not (wheel.endswith(".whl") and os.path.isfile(wheel)):
         raise ConfigurationError(f"--wheel {wheel}", "is no wheel", "Build one: python -m build --wheel")
     opened: list[Executor] = []
+    received: list[int] = []
+    handler_before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(signum: int, frame: object) -> NoReturn:
+        # Ray replaces whatever a handler raises inside its calls by a plain KeyboardInterrupt.
+        received.append(signum)
+        raise KeyboardInterrupt
 
     def get() -> Executor:
         if not opened:
@@ -252,15 +277,16 @@ def executor_session(
                 opened.append(InProcessExecutor())
             else:
                 opened.append(RayExecutor(address=address, workers=workers, wheel=wheel))
-            signal.signal(signal.SIGTERM, _terminate)  # after Ray, which sets its own
+            signal.signal(signal.SIGTERM, terminate)  # after Ray, which sets its own
         return opened[0]
 
     try:
         yield get
+    except KeyboardInterrupt:
+        if received:
+            raise Terminated from None
+        raise
     finally:
         for executor in opened:
             executor.close()
-
-
-def _terminate(signum: int, frame: object) -> NoReturn:
-    raise Terminated
+        signal.signal(signal.SIGTERM, handler_before)

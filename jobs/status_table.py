@@ -64,6 +64,6 @@ def _stage_table(status: DatasetStatus) -> Table:
 
 
 def _left(stage: StageStatus) -> str:
-    if stage.left_s is not None:
-        return format_duration(stage.left_s)
-    return "not running" if stage.num_pending else ""
+    if not stage.num_pending:
+        return ""
+    return "not running" if stage.left_s is None else format_duration(stage.left_s)

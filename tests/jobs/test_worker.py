@@ -1,0 +1,182 @@
+"""The process that may die alone: what comes back, how it ends, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import stage_work
+
+from cope_prep.jobs import worker
+from cope_prep.jobs.worker import Child, Done, Failure, perform, supervise
+from cope_prep.schemas.errors import TimeLimitError, WorkerDiedError
+
+
+def call(function: Callable[..., object], *arguments: object) -> bytes:
+    return pickle.dumps(functools.partial(function, *arguments))
+
+
+def wait_until(condition: Callable[[], bool], *, what: str) -> None:
+    deadline_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline_s, f"waited 20 s for: {what}"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.stop()
+
+
+def run(child: Child, request: bytes, *, time_limit_s: float | None = None) -> object:
+    return pickle.loads(child.run(request, subject="video", time_limit_s=time_limit_s))
+
+
+def test_perform_returns_the_value_and_its_cost() -> None:
+    reply = perform(call(stage_work.echo, 7))
+    assert isinstance(reply, Done)
+    assert reply.value == 7
+    assert reply.wall_s >= 0
+
+
+def test_perform_turns_our_error_into_its_text() -> None:
+    reply = perform(call(stage_work.reject, "a.mp4"))
+    assert isinstance(reply, Failure)
+    assert reply.error_class == "CorruptVideoError"
+    assert reply.error_message == "a.mp4: holds no frame. Download it again."
+    assert not reply.retriable
+    assert not reply.traceback
+
+
+def test_perform_asks_to_report_any_other_error() -> None:
+    reply = perform(call(stage_work.break_down, "oops"))
+    assert isinstance(reply, Failure)
+    assert reply.error_class == "ZeroDivisionError"
+    assert "ZeroDivisionError: oops at stage_work.py:" in reply.error_message
+    assert "this is a bug in cope-prep: please report it" in reply.error_message
+    assert "Traceback" in reply.traceback
+
+
+def test_perform_calls_a_storage_error_worth_another_attempt(tmp_path: Path) -> None:
+    reply = perform(call(stage_work.fail_storage, str(tmp_path / "n")))
+    assert isinstance(reply, Failure)
+    assert reply.retriable
+
+
+def test_child_serves_many_calls(child: Child) -> None:
+    replies = [run(child, call(stage_work.pid)) for _ in range(5)]
+    assert [reply.value for reply in replies if isinstance(reply, Done)] == [child.pid] * 5
+
+
+def test_child_survives_an_exception(child: Child) -> None:
+    assert isinstance(run(child, call(stage_work.break_down, "x")), Failure)
+    assert isinstance(run(child, call(stage_work.echo, 1)), Done)
+
+
+def test_child_is_one_thread_wide(child: Child) -> None:
+    reply = run(child, call(stage_work.environment, "OMP_NUM_THREADS"))
+    assert isinstance(reply, Done)
+    assert reply.value == "1"
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
+def test_death_is_reported_with_its_signal(tmp_path: Path, name: str) -> None:
+    child = Child()
+    with pytest.raises(WorkerDiedError, match=f"video: its worker process was killed by {name}"):
+        child.run(
+            call(stage_work.die, str(tmp_path / "n"), getattr(signal, name)),
+            subject="video",
+            time_limit_s=None,
+        )
+
+
+def test_process_that_leaves_is_reported_with_its_status() -> None:
+    child = Child()
+    with pytest.raises(WorkerDiedError, match="left with exit status 3"):
+        child.run(call(os._exit, 3), subject="video", time_limit_s=None)
+
+
+def test_time_limit_ends_a_call_that_ignores_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_GRACE_S", 0.2)
+    child = Child()
+    with pytest.raises(TimeLimitError, match=r"video: was not done after 0\.3 s"):
+        child.run(call(stage_work.hang), subject="video", time_limit_s=0.3)
+    assert not is_alive(child.pid)
+
+
+def test_time_limit_leaves_no_temporary_file(tmp_path: Path) -> None:
+    child = Child()
+    request = call(stage_work.write_forever, str(tmp_path / "out.mp4"), str(tmp_path / "started"))
+    with pytest.raises(TimeLimitError):
+        child.run(request, subject="video", time_limit_s=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["started"]
+
+
+def test_private_temporary_folder_goes_with_the_process(tmp_path: Path) -> None:
+    child = Child()
+    reply = run(child, call(stage_work.environment, "TMPDIR"))
+    assert isinstance(reply, Done)
+    assert os.path.isdir(reply.value)
+    with pytest.raises(WorkerDiedError):
+        child.run(call(stage_work.die, str(tmp_path / "n")), subject="video", time_limit_s=None)
+    assert not os.path.exists(reply.value)
+
+
+def test_child_dies_with_its_supervisor() -> None:
+    code = (
+        "from cope_prep.jobs.worker import Child; import time; print(Child().pid, flush=True); time.sleep(99)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as supervisor:
+        assert supervisor.stdout is not None
+        pid = int(supervisor.stdout.readline())
+        assert is_alive(pid)
+        supervisor.kill()
+    wait_until(lambda: not is_alive(pid), what="the child's end")
+
+
+def test_supervise_starts_a_new_child_after_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "_child", None)
+    request = call(stage_work.die, str(tmp_path / "n"))
+    failure = pickle.loads(supervise(request, subject="video", time_limit_s=None))
+    assert (failure.error_class, failure.retriable) == ("WorkerDiedError", True)
+    reply = pickle.loads(supervise(call(stage_work.echo, 1), subject="video", time_limit_s=None))
+    assert reply.value == 1
+    assert worker._child is not None
+    worker._child.stop()
+
+
+def test_cancelled_supervisor_stops_its_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ray cancels a task: a KeyboardInterrupt in the supervisor, while the child writes."""
+    monkeypatch.setattr(worker, "_child", None)
+    started = tmp_path / "started"
+
+    def interrupt() -> None:
+        wait_until(started.exists, what="the child to write")
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    request = call(stage_work.write_forever, str(tmp_path / "out.mp4"), str(started))
+    with pytest.raises(KeyboardInterrupt):
+        supervise(request, subject="video", time_limit_s=None)
+    thread.join()
+    assert worker._child is None
+    assert [path.name for path in tmp_path.iterdir()] == ["started"]

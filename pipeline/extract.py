@@ -33,7 +33,7 @@ from cope_prep.pipeline.rebuild import checksum, predict
 from cope_prep.pipeline.residual import CodedResidual, ResidualWriter
 from cope_prep.schemas.errors import BitstreamError, ConfigurationError
 from cope_prep.schemas.records import Compensation, FusedPFrame, GopRecord, WindowStats
-from cope_prep.schemas.specs import EncodeSpec, ExtractSpec, JpegIframe, spec_hash
+from cope_prep.schemas.specs import EncodeSpec, ExtractSpec, JpegIframe, LosslessResidual, spec_hash
 from cope_prep.schemas.wire import encode_gop
 
 IDENTICAL_PSNR_DB = 100.0
@@ -245,7 +245,10 @@ class _GopBuilder:
         current: np.ndarray,
     ) -> WindowStats:
         mean_steps, p95_steps, num_zero = motion_figures(motion, intra)
-        psnr_db, max_error = _fidelity(self._rebuilt, current)
+        if isinstance(self._spec.residual, LosslessResidual):
+            psnr_db, max_error = IDENTICAL_PSNR_DB, 0
+        else:
+            psnr_db, max_error = _fidelity(self._rebuilt, current)
         step_px = step_qpel / 4
         return WindowStats(
             motion_mean_px=round(mean_steps * step_px, 4),

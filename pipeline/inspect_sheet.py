@@ -39,7 +39,7 @@ _RIGHT_IN = 0.85
 _TITLE_IN = 0.74
 _AXIS_IN = 0.42
 _LINE_IN = 0.165
-_MIN_WIDTH_IN = 8.0
+_MIN_WIDTH_IN = 8.6
 
 
 def write_sheet(layout: Layout, video_id: str, out_path: str, *, gop_index: int = 0) -> None:
@@ -126,9 +126,12 @@ class _Sheet:
         record = self._gop.record
         stride = parts.arrow_stride(record.windows[0].intra.shape) if record.windows else 1
         rows = sheet_text.row_captions(record, arrow_stride=stride)
+        left_out: set[str] = set()
         if self._gop.reencoded is None:
-            del rows["reencoded"], rows["error"]
-        return rows
+            left_out |= {"reencoded", "error"}
+        if not record.windows:  # a GOP shorter than a window
+            left_out |= {"arrows", "flow", "residual", "intra"}
+        return {name: row for name, row in rows.items() if name not in left_out}
 
     def _draw_panel(self, axes: Axes, name: str, column: int) -> None:
         gop, record = self._gop, self._gop.record

@@ -61,11 +61,13 @@ class ResidualWriter:
             payload = pack_array(decoded, self._compressor)
         else:
             decoded = self._bytes.view(np.int8)
-            energy, fits = kernels.residual_exact(current, prediction, decoded)
+            energy, num_nonzero, fits = kernels.residual_exact(current, prediction, decoded)
             if not fits:
                 decoded = self._wide
                 kernels.residual_exact(current, prediction, decoded)
             payload = pack_array(decoded, self._compressor)
+            np.copyto(rebuilt, current)  # prediction + (current - prediction), without the sum
+            return CodedResidual(payload=payload, energy=energy, num_nonzero=num_nonzero, num_clipped=0)
         num_nonzero = _add(spec, prediction, decoded, rebuilt)
         return CodedResidual(payload=payload, energy=energy, num_nonzero=num_nonzero, num_clipped=num_clipped)
 

@@ -66,24 +66,28 @@ def residual_to_int8(
 
 
 @njit(cache=True, nogil=True)
-def residual_exact(current: np.ndarray, prediction: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
+def residual_exact(current: np.ndarray, prediction: np.ndarray, out: np.ndarray) -> tuple[int, int, bool]:
     """`current - prediction` as int8 or int16 [3H/2, W], whichever `out` is.
 
-    Returns (sum of squares, whether all values fit into int8).
+    Returns (sum of squares, number of values not zero, whether all values fit into int8).
     """
     energy = np.int64(0)
+    num_nonzero = np.int64(0)
     low = np.int32(0)
     high = np.int32(0)
     for y in range(np.uint64(current.shape[0])):
         row_energy = np.int32(0)
+        row_nonzero = np.int32(0)
         for x in range(np.uint64(current.shape[1])):
             value = np.int32(current[y, x]) - np.int32(prediction[y, x])
             row_energy += value * value
+            row_nonzero += np.int32(value != 0)
             low = min(low, value)
             high = max(high, value)
             out[y, x] = value
         energy += row_energy
-    return energy, low >= -128 and high <= 127
+        num_nonzero += row_nonzero
+    return energy, num_nonzero, low >= -128 and high <= 127
 
 
 @njit(cache=True, nogil=True)

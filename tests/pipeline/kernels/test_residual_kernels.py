@@ -56,9 +56,9 @@ def test_exact_residual_says_whether_int8_holds_it(high: int, fits: bool) -> Non
     current = np.array([[high, 0], [0, 0], [3, 3]], np.uint8)
     prediction = np.array([[0, 128], [0, 0], [3, 4]], np.uint8)
     out = np.empty(current.shape, np.int16)
-    energy, all_fit = kernels.residual_exact(current, prediction, out)
+    energy, num_nonzero, all_fit = kernels.residual_exact(current, prediction, out)
     assert out.tolist() == [[high, -128], [0, 0], [0, -1]]
-    assert (energy, all_fit) == (high**2 + 128**2 + 1, fits)
+    assert (energy, num_nonzero, all_fit) == (high**2 + 128**2 + 1, 3, fits)
 
 
 def test_compare_separates_luma_from_the_rest() -> None:

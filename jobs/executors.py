@@ -12,7 +12,7 @@ order (longest first) is kept, and more than the cluster can run, so that an aut
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 import os
 import pickle
@@ -104,11 +104,18 @@ class RayExecutor:
         self._counted_s = float("-inf")
         self._ray = _connect(address=address, workers=workers, wheel=wheel)
         # Attempts are counted by `stage.run_items`, which knows whose fault a death was.
-        self._task = self._ray.remote(num_cpus=1, max_retries=0)(worker.supervise)
+        self._task = self._ray.remote(num_cpus=1, max_retries=0)(_supervise)
+        self._gate: Any = None
+        self._opened: Any = None
 
     def submit(self, token: int, call: bytes, *, subject: str, time_limit_s: float | None) -> None:
         """Queue a task."""
-        self._running[self._task.remote(call, subject=subject, time_limit_s=time_limit_s)] = (token, subject)
+        if self._gate is None:
+            self._gate = self._ray.remote(num_cpus=0)(_Gate).remote()
+            self._opened = self._gate.wait_until_open.remote()
+        # In a list, for Ray would wait for an argument that is a bare reference.
+        ref = self._task.remote(call, subject=subject, time_limit_s=time_limit_s, opened=[self._opened])
+        self._running[ref] = token, subject
 
     def wait(self, timeout_s: float) -> list[tuple[int, Reply]]:
         """Replies of the tasks that have ended."""
@@ -143,25 +150,53 @@ class RayExecutor:
         return max(MIN_IN_FLIGHT, int(IN_FLIGHT_PER_CPU * self._num_cpus))
 
     def cancel(self) -> list[tuple[int, Reply]]:
-        """Cancel all tasks; their children get the time to remove temporary files."""
-        for ref in self._running:
-            self._ray.cancel(ref)
+        """Stop all tasks; their children get the time to remove temporary files.
+
+        Not by `ray.cancel`: when it meets a task that is just ending, Ray 2.60 aborts the driver ("Tried to
+        complete task that was not pending", the race of ray-project/ray#54785), and with it our ledger.
+        """
+        if self._gate is not None:
+            self._gate.open.remote()
         ended: list[tuple[int, Reply]] = []
         deadline_s = time.monotonic() + _CANCEL_S
-        while self._running and time.monotonic() < deadline_s:
-            refs = list(self._running)
-            for ref in self._ray.wait(refs, num_returns=len(refs), timeout=0.2)[0]:
-                token, _ = self._running.pop(ref)
-                with contextlib.suppress(self._ray.exceptions.RayError):  # cancelled
-                    ended.append((token, pickle.loads(self._ray.get(ref))))
-        for ref in self._running:
-            self._ray.cancel(ref, force=True)
+        while self._running and (left_s := deadline_s - time.monotonic()) > 0:
+            ended += self.wait(left_s)
         self._running.clear()
+        self._gate = None
         return ended
 
     def close(self) -> None:
         """Stop our own Ray, or leave the cluster."""
         self._ray.shutdown()
+
+
+class _Gate:
+    """An actor whose one reference becomes ready when the run is stopped. Every supervisor watches it."""
+
+    def __init__(self) -> None:
+        self._is_open = asyncio.Event()
+
+    async def wait_until_open(self) -> None:
+        await self._is_open.wait()
+
+    async def open(self) -> None:
+        self._is_open.set()
+
+
+def _supervise(call: bytes, *, subject: str, time_limit_s: float | None, opened: list[Any]) -> bytes:
+    """The body of a Ray task."""
+    import ray
+
+    def is_stopped() -> bool:
+        if not ray.wait(opened, timeout=0, fetch_local=False)[0]:
+            return False
+        try:
+            ray.get(opened[0])
+        except ray.exceptions.RayError:
+            return False  # the actor was lost with its node: no reason to stop
+        return True
+
+    return worker.supervise(call, subject=subject, time_limit_s=time_limit_s, is_stopped=is_stopped)
 
 
 def _connect(*, address: str, workers: int | None, wheel: str | None) -> Any:

@@ -25,16 +25,17 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from cope_prep.schemas.errors import CopePrepError, StorageError, TimeLimitError, WorkerDiedError
+from cope_prep.schemas.errors import CopePrepError, JobError, StorageError, TimeLimitError, WorkerDiedError
 
 _START = "import sys; from cope_prep.jobs.worker import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 _POLL_S = 0.2
-"""A cancelled Ray task is told between two polls; a finished one is seen at once."""
+"""A stop is noticed between two polls; the end of a call is seen at once."""
 _GRACE_S = 2.0
 """Time for a child to remove its temporary file after SIGTERM, before SIGKILL."""
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -122,6 +123,10 @@ def _exit_cleanly(signum: int, frame: object) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
+class StoppedError(JobError):
+    """The run was stopped while the call was in progress. Never recorded."""
+
+
 class Child:
     """The process that performs calls, seen from its supervisor."""
 
@@ -151,10 +156,18 @@ class Child:
         """Process id."""
         return self._process.pid
 
-    def run(self, call: bytes, *, subject: str, time_limit_s: float | None) -> bytes:
+    def run(
+        self,
+        call: bytes,
+        *,
+        subject: str,
+        time_limit_s: float | None,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> bytes:
         """Have a call performed; the pickled Reply.
 
         Raises:
+            StoppedError: `is_stopped` came true; the child was ended.
             WorkerDiedError: the child died of a signal, or left.
             TimeLimitError: the call took longer than allowed; the child was killed.
         """
@@ -169,6 +182,9 @@ class Child:
                         f"was not done after {time_limit_s:g} s",
                         "Look at the file, or allow more with --time-limit and --retry-failed.",
                     )
+                if is_stopped():
+                    self.stop()
+                    raise StoppedError(subject, "was stopped")
             return self._connection.recv_bytes()
         except (EOFError, ConnectionError):
             raise WorkerDiedError(
@@ -203,18 +219,20 @@ class Child:
 _child: Child | None = None
 
 
-def supervise(call: bytes, *, subject: str, time_limit_s: float | None) -> bytes:
+def supervise(
+    call: bytes, *, subject: str, time_limit_s: float | None, is_stopped: Callable[[], bool] = lambda: False
+) -> bytes:
     """Have this process's child perform a call; the pickled Reply. This is the body of a Ray task."""
     global _child
     start_s = time.perf_counter()
     try:
         if _child is None or not _child.alive:
             _child = Child()
-        return _child.run(call, subject=subject, time_limit_s=time_limit_s)
+        return _child.run(call, subject=subject, time_limit_s=time_limit_s, is_stopped=is_stopped)
     except CopePrepError as exc:
         _child = None
         return pickle.dumps(failure_of(exc, wall_s=time.perf_counter() - start_s))
-    except BaseException:  # Ray cancels a task by raising KeyboardInterrupt in it
+    except BaseException:  # a signal to this process
         if _child is not None:
             _child.stop()
             _child = None

@@ -53,7 +53,7 @@ def address(ray_executor: RayExecutor) -> str:
 
 
 def begin(dataset: Path, *flags: str) -> subprocess.Popen[str]:
-    # A session of its own, so that the signal reaches the command only, as from `kill`.
+    # A process group of its own, like a job in a terminal.
     return subprocess.Popen(
         [*COMMAND, "reencode", str(dataset), "--json", *flags],
         stdout=subprocess.PIPE,
@@ -74,7 +74,10 @@ def temporaries(dataset: Path) -> list[Path]:
 def stop_in_the_middle(dataset: Path, process: subprocess.Popen[str], signum: int) -> tuple[str, str]:
     wait_until(lambda: len(outputs(dataset)) >= 3 or process.poll() is not None)
     assert process.poll() is None, process.communicate()
-    os.kill(process.pid, signum)
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)  # Ctrl-C reaches all that runs in the foreground: Ray's processes too
+    else:
+        os.kill(process.pid, signum)
     return process.communicate(timeout=60)
 
 

@@ -17,7 +17,7 @@ import pytest
 import stage_work
 
 from cope_prep.jobs import worker
-from cope_prep.jobs.worker import Child, Done, Failure, perform, supervise
+from cope_prep.jobs.worker import Child, Done, Failure, StoppedError, perform, supervise
 from cope_prep.schemas.errors import TimeLimitError, WorkerDiedError
 
 
@@ -163,8 +163,17 @@ def test_supervise_starts_a_new_child_after_a_death(tmp_path: Path, monkeypatch:
     worker._child.stop()
 
 
-def test_cancelled_supervisor_stops_its_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Ray cancels a task: a KeyboardInterrupt in the supervisor, while the child writes."""
+def test_stopped_call_leaves_no_temporary_file(tmp_path: Path) -> None:
+    child = Child()
+    started = tmp_path / "started"
+    request = call(stage_work.write_forever, str(tmp_path / "out.mp4"), str(started))
+    with pytest.raises(StoppedError):
+        child.run(request, subject="video", time_limit_s=None, is_stopped=started.exists)
+    assert not is_alive(child.pid)
+    assert [path.name for path in tmp_path.iterdir()] == ["started"]
+
+
+def test_signal_to_the_supervisor_stops_its_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_child", None)
     started = tmp_path / "started"
 

@@ -6,8 +6,8 @@ With d_t the motion of frame t of the window, the motion from the window's last 
 
 Unrolled, D_s(p) is the displacement of a point that is followed back frame by frame, always in quarter
 pixels: `trace_paths` does that for the centre of every 8 x 8 (or 4 x 4) cell. A 16 x 16 block has four such
-paths; `choose_vectors` keeps the one that predicts the block best, or zero if none beats it. (Measured: as
-good as sixteen paths a block, and 3 to 5 % fewer bytes on hand-held video than the median of the paths.)
+paths; `choose_vectors` keeps the one that predicts the block best, or zero if none beats it. (What else was
+tried: docs/decisions/0006-fusing-and-warping.md.)
 
 Cost at 384 x 384, s = 30: 2,304 paths x 30 steps, then at most 5 x 64 absolute differences a block.
 """

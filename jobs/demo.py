@@ -45,7 +45,7 @@ class DemoReport:
 
     dataset: str
     sheet: str
-    """The inspect sheet."""
+    """The inspect sheet; empty if the shards are damaged, and nothing can be shown of them."""
     num_questions: int
     summaries: tuple[StageSummary | ShardSummary, ...]
     """Of the three stages, in order."""
@@ -109,8 +109,9 @@ def run_demo(
     )
     with counting("verify", console=console, quiet=quiet) as progress:
         verdict = verify_dataset(layout, progress=progress)
-    sheet = storage.join(out, "inspect.png")
-    write_sheet(layout, SHOWN, sheet)
+    sheet = storage.join(out, "inspect.png") if verdict.ok else ""
+    if sheet:
+        write_sheet(layout, SHOWN, sheet)
     sizes = size_report(layout)
     return DemoReport(
         dataset=out,
@@ -160,7 +161,7 @@ def demo_text(found: DemoReport) -> Group:
     lines = [
         f"verify: {_verdict_text(found.verdict)}",
         f"questions: {found.num_questions} records in {found.dataset}/questions.parquet, joined by video id",
-        f"inspect sheet: {found.sheet}",
+        f"inspect sheet: {found.sheet or 'none, for the shards are damaged'}",
         f"look around: cope-prep status {found.dataset}",
     ]
     if found.was_up_to_date:

@@ -23,7 +23,7 @@ from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.residual import decode_residual
 from cope_prep.pipeline.sheet_data import SheetGop, read_sheet_gop
 from cope_prep.schemas.records import FusedPFrame, GopRecord
-from cope_prep.schemas.specs import DctResidual, Int8Residual
+from cope_prep.schemas.specs import DctResidual, EncodeSpec, Int8Residual
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,17 +51,22 @@ def write_sheet(layout: Layout, video_id: str, out_path: str, *, gop_index: int 
         StorageError: the sheet cannot be written.
     """
     gop = read_sheet_gop(layout, video_id, gop_index=gop_index)
-    figure = _Sheet(gop, layout=layout).draw()
+    figure = draw_sheet(gop, encode=layout.specs.encode)
     with storage.publish(out_path) as path, open(path, "wb") as file:
         figure.savefig(file, format="png", dpi=_DPI, metadata={"Title": f"{video_id}, GOP {gop_index}"})
+
+
+def draw_sheet(gop: SheetGop, *, encode: EncodeSpec) -> Figure:
+    """The sheet as a matplotlib figure: one Axes a panel, row by row, each row's legend after it."""
+    return _Sheet(gop, encode=encode).draw()
 
 
 class _Sheet:
     """The sheet of one GOP: geometry in inches from the top left, panels by row and column."""
 
-    def __init__(self, gop: SheetGop, *, layout: Layout) -> None:
+    def __init__(self, gop: SheetGop, *, encode: EncodeSpec) -> None:
         self._gop = gop
-        self._layout = layout
+        self._encode = encode
         record = gop.record
         aspect = record.width_px / record.height_px
         # Within bounds, so that captions and figures have room; a picture beyond them is centred in its panel.
@@ -71,10 +76,7 @@ class _Sheet:
         )
         # Column k shows the window that ends at its anchor.
         self._windows = [record.windows[index - 1] if index else None for index in gop.shown]
-        self._movements = [
-            None if window is None else -window.motion.astype(np.float32) * window.motion_step_px
-            for window in self._windows
-        ]
+        self._movements = [None if window is None else parts.movement_of(window) for window in self._windows]
         self._residuals = [
             None if window is None else _residual_levels(record, window) for window in self._windows
         ]
@@ -188,7 +190,7 @@ class _Sheet:
         record = self._gop.record
         width_chars = int((self._width_in - 2 * _MARGIN_IN) * 6.3)  # of 14 pt bold
         title = sheet_text.shortened(_drawable(record.video_id), width_chars)
-        about = sheet_text.spec_line(record, self._layout.specs.encode)
+        about = sheet_text.spec_line(record, self._encode)
         self._write(_MARGIN_IN, _MARGIN_IN, title, size=14, bold=True)
         self._write(_MARGIN_IN, _MARGIN_IN + 0.29, sheet_text.gop_line(self._gop), size=8.5)
         self._write(_MARGIN_IN, _MARGIN_IN + 0.47, about, size=8.5, color=parts.FAINT)

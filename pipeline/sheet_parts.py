@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cope_prep.schemas.records import FusedPFrame
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -49,6 +51,11 @@ def rgb_of(picture: np.ndarray) -> np.ndarray:
 def luma_of(picture: np.ndarray) -> np.ndarray:
     """The Y plane, [H, W], of a [3H/2, W] array."""
     return picture[: picture.shape[0] * 2 // 3]
+
+
+def movement_of(window: FusedPFrame) -> np.ndarray:
+    """float32 [Hb, Wb, 2] px (x, y): how each block of a window moved; 0 where intra."""
+    return -window.motion.astype(np.float32) * window.motion_step_px
 
 
 def flow_rgb(movement_px: np.ndarray, *, scale_px: float) -> np.ndarray:

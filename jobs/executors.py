@@ -30,6 +30,8 @@ MIN_IN_FLIGHT = 8
 """On a cluster that has no CPU yet: the demand that makes it grow."""
 _CAPACITY_INTERVAL_S = 5.0
 _CANCEL_S = 6.0
+_MAX_SUPERVISORS = 100_000
+"""Ray workers of one run: a bound only on the questions that wait at the gate."""
 _CONNECT_S = 5.0
 _OBJECT_STORE_BYTES = 128 * 1024 * 1024
 """Calls and replies are a few hundred bytes, and travel inside Ray's own messages."""
@@ -106,15 +108,16 @@ class RayExecutor:
         # Attempts are counted by `stage.run_items`, which knows whose fault a death was.
         self._task = self._ray.remote(num_cpus=1, max_retries=0)(_supervise)
         self._gate: Any = None
-        self._opened: Any = None
+        self._gate_name = ""
 
     def submit(self, token: int, call: bytes, *, subject: str, time_limit_s: float | None) -> None:
         """Queue a task."""
         if self._gate is None:
-            self._gate = self._ray.remote(num_cpus=0)(_Gate).remote()
-            self._opened = self._gate.wait_until_open.remote()
-        # In a list, for Ray would wait for an argument that is a bare reference.
-        ref = self._task.remote(call, subject=subject, time_limit_s=time_limit_s, opened=[self._opened])
+            self._gate_name = f"cope-prep-gate-{uuid.uuid4().hex}"
+            options = {"name": self._gate_name, "num_cpus": 0, "max_concurrency": _MAX_SUPERVISORS}
+            self._gate = self._ray.remote(**options)(_Gate).remote()
+        # Its name, and not a reference: Ray's driver would keep 17 KB for every task that carries one.
+        ref = self._task.remote(call, subject=subject, time_limit_s=time_limit_s, gate_name=self._gate_name)
         self._running[ref] = token, subject
 
     def wait(self, timeout_s: float) -> list[tuple[int, Reply]]:
@@ -171,7 +174,7 @@ class RayExecutor:
 
 
 class _Gate:
-    """An actor whose one reference becomes ready when the run is stopped. Every supervisor watches it."""
+    """An actor that answers when the run is stopped. Every supervisor asks once, and watches for the answer."""
 
     def __init__(self) -> None:
         self._is_open = asyncio.Event()
@@ -183,20 +186,28 @@ class _Gate:
         self._is_open.set()
 
 
-def _supervise(call: bytes, *, subject: str, time_limit_s: float | None, opened: list[Any]) -> bytes:
-    """The body of a Ray task."""
+_answers: dict[str, Any] = {}  # in a Ray worker: name of a gate -> ObjectRef of its answer
+
+
+def _is_open(gate_name: str) -> bool:
     import ray
 
-    def is_stopped() -> bool:
-        if not ray.wait(opened, timeout=0, fetch_local=False)[0]:
+    try:
+        if gate_name not in _answers:
+            _answers[gate_name] = ray.get_actor(gate_name).wait_until_open.remote()
+        if not ray.wait([_answers[gate_name]], timeout=0)[0]:
             return False
-        try:
-            ray.get(opened[0])
-        except ray.exceptions.RayError:
-            return False  # the actor was lost with its node: no reason to stop
-        return True
+        ray.get(_answers[gate_name])
+    except (ValueError, ray.exceptions.RayError):
+        return False  # not there yet, or lost with its node: no reason to stop
+    return True
 
-    return worker.supervise(call, subject=subject, time_limit_s=time_limit_s, is_stopped=is_stopped)
+
+def _supervise(call: bytes, *, subject: str, time_limit_s: float | None, gate_name: str) -> bytes:
+    """The body of a Ray task."""
+    return worker.supervise(
+        call, subject=subject, time_limit_s=time_limit_s, is_stopped=lambda: _is_open(gate_name)
+    )
 
 
 def _connect(*, address: str, workers: int | None, wheel: str | None) -> Any:

@@ -13,12 +13,16 @@ order (longest first) is kept, and more than the cluster can run, so that an aut
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import importlib.util
 import logging
 import os
 import pickle
 import socket
+import tempfile
 import time
 import uuid
+import zipfile
 from typing import Any, Protocol
 
 from cope_prep.jobs import worker
@@ -136,12 +140,11 @@ class RayExecutor:
         try:
             return pickle.loads(self._ray.get(ref))
         except exceptions.RuntimeEnvSetupError as exc:
-            raise ConfigurationError("--wheel", f"the workers cannot install it ({exc})") from exc
+            raise ConfigurationError("--wheel", f"Ray cannot give it to its workers ({exc})") from exc
         except exceptions.RayTaskError as exc:
             return worker.failure_of(exc)
         except exceptions.RayError as exc:  # worker, node or raylet lost, or Ray's memory monitor struck
-            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-            return worker.failure_of(WorkerDiedError(subject, f"its Ray worker was lost ({reason})"))
+            return worker.failure_of(WorkerDiedError(subject, f"its Ray worker was lost ({_reason(exc)})"))
 
     def capacity(self) -> int:
         """Three tasks a CPU of the cluster as it is now."""
@@ -226,21 +229,50 @@ def _connect(*, address: str, workers: int | None, wheel: str | None) -> Any:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-    elif wheel is not None:
-        options["runtime_env"] = {"py_modules": [wheel]}
     _check_reachable(address)
-    import ray
+    with contextlib.ExitStack() as stack:
+        if wheel is not None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="cope-prep-wheel-"))
+            options["runtime_env"] = {"py_modules": _unpack(wheel, folder)}
+        import ray
 
-    try:
-        ray.init(**options)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as exc:
-        reason = str(exc).strip().splitlines()[0]
-        raise ConfigurationError(f"--address {address}", f"no Ray there ({reason})") from exc
+        try:
+            ray.init(**options)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as exc:
+            raise ConfigurationError(f"--address {address}", f"no Ray there ({_reason(exc)})") from exc
     return ray
+
+
+def _unpack(wheel: str, folder: str) -> list[str]:
+    """The wheel's folders, for Ray to send to its workers.
+
+    Not the wheel itself: Ray would have pip install it on every node together with all that it depends on,
+    beside what is there already. It took two minutes a node, and put a second Ray before the first.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder)
+    except (OSError, zipfile.BadZipFile) as exc:
+        raise ConfigurationError(f"--wheel {wheel}", f"cannot be read ({exc})") from exc
+    if not os.path.isdir(os.path.join(folder, "cope_prep")):
+        raise ConfigurationError(f"--wheel {wheel}", "is not a wheel of cope-prep")
+    return sorted(entry.path for entry in os.scandir(folder))
+
+
+def _reason(exc: BaseException) -> str:
+    """The first line of a message of Ray's, which may have many."""
+    lines = str(exc).strip().splitlines()
+    return lines[0] if lines else type(exc).__name__
 
 
 def _check_reachable(address: str) -> None:
     """Ray itself would try for minutes, and log its attempts, where nothing listens."""
+    if address.startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise ConfigurationError(
+            f"--address {address}",
+            "needs the Ray client",
+            "Run: pip install 'ray[client]', or use HOST:PORT.",
+        )
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator:
         return

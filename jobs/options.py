@@ -113,7 +113,7 @@ Wheel = Annotated[
     str | None,
     typer.Option(
         metavar="PATH",
-        help="cope-prep's wheel, for a cluster that has it not installed.",
+        help="This version's wheel, for a cluster that has what it needs, but not it.",
         rich_help_panel=_WHERE,
     ),
 ]

@@ -140,7 +140,6 @@ def run_video_stage(
     `executor` is called only if there is work, for it may have to start Ray.
     """
     start_s = time.monotonic()
-    layout.write_spec(stage)
     ledger = Ledger(layout.ledger(stage))
     spec_hash = layout.specs.hash_of(stage)
     rows = current_rows(tasks, ledger)
@@ -148,8 +147,9 @@ def run_video_stage(
     missing = find_missing(
         tasks, rows, outputs=outputs, taken_over=taken_over, retry_failed=options.retry_failed
     )
+    runner = executor() if missing else None  # the last thing that can be configured wrongly
+    layout.write_spec(stage)
     _remove_old_temporaries(layout.folder(stage), older_than_s=options.time_limit_s)
-    runner = executor() if missing else None
     progress = Progress(
         label=stage,
         num_items=len(missing),

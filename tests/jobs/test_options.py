@@ -149,6 +149,13 @@ def test_wrong_place_to_run_fails(given: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "ray://[::1]:1"])
-def test_address_where_nothing_listens_fails_at_once(address: str) -> None:
+def test_address_where_nothing_listens_fails_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())  # the Ray client is there
     with pytest.raises(ConfigurationError, match="no Ray there"):
         RayExecutor(address=address)
+
+
+def test_remote_address_without_the_ray_client_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"needs the Ray client.*ray\[client\]"):
+        RayExecutor(address="ray://127.0.0.1:1")

@@ -43,6 +43,7 @@ def _task(layout: Layout, video: VideoRecord, row: LedgerRow) -> VideoTask:
         output_uri=layout.extracted(video.video_key),
         source_size_bytes=size_bytes,
         source_version=version,
+        source_crc32c=row.output_crc32c,
         weight=row.duration_s,
     )
 
@@ -70,6 +71,7 @@ def run_extract(
             video_id=task.video_id,
             encode_spec=specs.encode,
             spec=specs.extract,
+            source_crc32c=task.source_crc32c,
         )
 
     return run_video_stage(

@@ -73,13 +73,23 @@ def run_shard(
     extracted = extracted_videos(layout, videos)
     plan = plan_shards(layout, extracted)
     built = {shard.index: _current(layout, shard) for shard in plan.shards}
-    leftovers = _leftovers(layout, consume)
+    # Not what waits for extraction: `extracted` are the videos whose samples are of the re-encoded file as it is.
+    reencoded = frozenset(video.video_key for video in extracted) if consume.reencoded else frozenset()
+    leftovers = _leftovers(layout, consume.extracted, reencoded)
     missing = [
         shard
         for shard in plan.shards
         if built[shard.index] is None or any(video.video_key in leftovers for video in shard.videos)
     ]
-    failures = _build(layout, missing, executor=executor, options=options, console=console, consume=consume)
+    failures = _build(
+        layout,
+        missing,
+        executor=executor,
+        options=options,
+        console=console,
+        consume=consume.extracted,
+        consume_reencoded=reencoded,
+    )
     if missing or not _is_finished(layout, plan, built):
         finish_shards(layout, plan)
     document = read_dataset_json(layout)
@@ -106,15 +116,14 @@ def _current(layout: Layout, shard: PlannedShard) -> BuiltShard | None:
     return found[0] if found is not None and found[0].versions == shard.versions else None
 
 
-def _leftovers(layout: Layout, consume: ConsumeOptions) -> set[str]:
+def _leftovers(layout: Layout, consume: bool, consume_reencoded: frozenset[str]) -> set[str]:
     """Keys of the videos that have a file which is to be deleted."""
-    stages = [("extract", consume.extracted, ".tar"), ("reencode", consume.reencoded, ".mp4")]
-    return {
-        name.removesuffix(suffix)
-        for stage, wanted, suffix in stages
-        if wanted
-        for name in storage.list_files(layout.folder(stage))
-    }
+
+    def keys(stage: str, suffix: str) -> set[str]:
+        return {name.removesuffix(suffix) for name in storage.list_files(layout.folder(stage))}
+
+    leftovers = keys("extract", ".tar") if consume else set()
+    return leftovers | (keys("reencode", ".mp4") & consume_reencoded if consume_reencoded else set())
 
 
 def _is_finished(layout: Layout, plan: ShardPlan, built: dict[int, BuiltShard | None]) -> bool:
@@ -134,7 +143,8 @@ def _build(
     executor: Callable[[], Executor],
     options: StageOptions,
     console: Console,
-    consume: ConsumeOptions,
+    consume: bool,
+    consume_reencoded: frozenset[str],
 ) -> list[FailedItem]:
     if not shards:
         return []
@@ -168,8 +178,8 @@ def _build(
                 build_shard,
                 layout,
                 shard,
-                consume=consume.extracted,
-                consume_reencoded=consume.reencoded,
+                consume=consume,
+                consume_reencoded=consume_reencoded & {video.video_key for video in shard.videos},
             ),
             executor=runner,
             emit=emit,

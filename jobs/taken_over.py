@@ -27,8 +27,8 @@ def input_identity(reencoded: LedgerRow) -> tuple[int, str]:
 
 
 def extract_version(extracted: LedgerRow) -> str:
-    """What the shards call the version of an extraction: it changes when the video is extracted again."""
-    return repr(extracted.finished_unix_s)
+    """What the shards call the version of an extraction: it changes when other bytes come out."""
+    return f"{extracted.output_bytes}-{extracted.output_crc32c:08x}"
 
 
 def taken_by_extract(layout: Layout, reencoded: Mapping[str, LedgerRow], *, own_only: bool) -> set[str]:

@@ -57,6 +57,8 @@ class VideoTask:
     output_uri: str
     source_size_bytes: int
     source_version: str
+    source_crc32c: int | None = None
+    """Of the input, where the stage before recorded it."""
     weight: float
 
 
@@ -238,6 +240,8 @@ def _row_of(outcome: Outcome[VideoTask], *, stage: str, spec_hash: str) -> Ledge
         source_sha256=getattr(report, "source_sha256", ""),
         output_uri=task.output_uri,
         output_bytes=report.output_bytes,
+        output_crc32c=report.output_crc32c,
+        notes=tuple(getattr(report, "notes", ())),
         num_frames=report.num_frames,
         num_gops=report.num_gops,
         duration_s=report.duration_s,

@@ -107,9 +107,14 @@ class FrameReader:
                         head = bytes(memoryview(packet)[:_HEAD_BYTES]) if vop_parser else b""
                         waiting[packet.pts] = (index, packet.size, head)
                     for frame in packet.decode():
+                        # In order and without a gap: a frame that the decoder dropped would shift all motion.
+                        if next(iter(waiting), None) != frame.pts:
+                            raise BitstreamError(self._uri, "loses a frame in decoding", _REMEDY)
                         index, packet_bytes, head = waiting.pop(frame.pts)
                         if frame.pict_type == _B_FRAME:
                             raise BitstreamError(self._uri, f"holds a B-frame at {index}", _REMEDY)
+                        if frame.is_corrupt:
+                            raise BitstreamError(self._uri, f"is damaged at frame {index}", _REMEDY)
                         yield DecodedFrame(
                             index=index,
                             is_keyframe=bool(frame.key_frame),
@@ -122,9 +127,8 @@ class FrameReader:
             except av.error.FFmpegError as exc:
                 found = f"does not decode near frame {self.num_frames - 1} ({exc.strerror})"
                 raise BitstreamError(self._uri, found, _REMEDY) from exc
-            except KeyError as exc:
-                found = f"gives a frame at pts {exc} that belongs to no packet"
-                raise BitstreamError(self._uri, found, _REMEDY) from exc
+            if waiting:
+                raise BitstreamError(self._uri, f"loses {len(waiting)} frames in decoding", _REMEDY)
 
     def _takes(self, packet: av.Packet, index: int, gop_size: int) -> bool:
         position = index % gop_size

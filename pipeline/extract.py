@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import google_crc32c
 import numpy as np
 
 from cope_prep.pipeline import jpeg, storage, tar
@@ -31,7 +32,7 @@ from cope_prep.pipeline.kernels.vectors import CELL_PX, scatter_vectors
 from cope_prep.pipeline.quantize import quantize_motion
 from cope_prep.pipeline.rebuild import checksum, predict
 from cope_prep.pipeline.residual import CodedResidual, ResidualWriter
-from cope_prep.schemas.errors import BitstreamError, ConfigurationError
+from cope_prep.schemas.errors import BitstreamError, ChecksumError, ConfigurationError
 from cope_prep.schemas.records import Compensation, FusedPFrame, GopRecord, WindowStats
 from cope_prep.schemas.specs import EncodeSpec, ExtractSpec, JpegIframe, LosslessResidual, spec_hash
 from cope_prep.schemas.wire import encode_gop
@@ -49,34 +50,54 @@ class ExtractReport:
     num_windows: int
     duration_s: float
     output_bytes: int
+    output_crc32c: int
     wall_s: float
     cpu_s: float
 
 
 def extract_video(
-    video_uri: str, out_uri: str, *, spec: ExtractSpec, encode_spec: EncodeSpec, video_id: str
+    video_uri: str,
+    out_uri: str,
+    *,
+    spec: ExtractSpec,
+    encode_spec: EncodeSpec,
+    video_id: str,
+    source_crc32c: int | None = None,
 ) -> ExtractReport:
     """Extract a fixed-GOP file into one tar of samples, published atomically.
 
+    `source_crc32c` is what the file's CRC-32C must be: decoders conceal most damage.
+
     Raises:
+        ChecksumError: the file is not the one that was re-encoded.
         SourceNotFoundError, BitstreamError: as extract_gops.
         StorageError: the output cannot be written.
     """
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    num_frames = num_gops = num_windows = output_bytes = 0
+    num_frames = num_gops = num_windows = output_bytes = output_crc32c = 0
+    if source_crc32c is not None and (found := storage.crc32c(video_uri)) != source_crc32c:
+        raise ChecksumError(
+            video_uri,
+            f"has crc32c {found:08x}, {source_crc32c:08x} was recorded when it was re-encoded",
+            "It was damaged since: delete it, and run cope-prep reencode again.",
+        )
     with storage.publish(out_uri) as path, open(path, "wb") as file:
         for record in extract_gops(video_uri, spec=spec, encode_spec=encode_spec, video_id=video_id):
-            output_bytes += file.write(tar.sample_bytes(record.key, encode_gop(record)))
+            sample = tar.sample_bytes(record.key, encode_gop(record))
+            output_bytes += file.write(sample)
+            output_crc32c = google_crc32c.extend(output_crc32c, sample)
             num_frames += record.num_frames
             num_gops += 1
             num_windows += len(record.windows)
         output_bytes += file.write(tar.END_OF_ARCHIVE)
+        output_crc32c = google_crc32c.extend(output_crc32c, tar.END_OF_ARCHIVE)
     return ExtractReport(
         num_frames=num_frames,
         num_gops=num_gops,
         num_windows=num_windows,
         duration_s=num_frames / encode_spec.fps,
         output_bytes=output_bytes,
+        output_crc32c=output_crc32c,
         wall_s=time.perf_counter() - wall_s,
         cpu_s=time.process_time() - cpu_s,
     )

@@ -49,6 +49,8 @@ class LedgerRow:
     error_class: str = ""
     """Empty when ok."""
     error_message: str = ""
+    notes: Sequence[str] = ()
+    """What a user may want to know of an output that is there: rotated, HDR not mapped, several streams."""
     source_size_bytes: int
     """Size and version of the stage's input, as they were known when the work was planned."""
     source_version: str
@@ -56,6 +58,7 @@ class LedgerRow:
     output_uri: str = ""
     """Empty when failed."""
     output_bytes: int = 0
+    output_crc32c: int = 0
     num_frames: int = 0
     num_gops: int = 0
     duration_s: float = 0.0
@@ -66,6 +69,7 @@ class LedgerRow:
     finished_unix_s: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(self.notes))  # Arrow hands out lists
         if self.status not in ("ok", "partial", "failed"):
             raise FormatError(self.video_id, f"has the status {self.status!r} in its ledger row")
         if (self.status == "failed") != (self.output_uri == ""):

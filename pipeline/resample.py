@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 MAX_GAP_S = 60
-"""A longer silence between two pictures is a jump of the clock, not a still picture."""
+"""A longer silence between two pictures is a jump of the clock, and not a still picture..."""
+MAX_STILL_S = 3600
+"""...unless the header's duration has room for it, and it is no longer than this: slides, screen recordings."""
 _MAX_BACKWARD_S = 1
 # Less is jitter, and the next picture has the true time again; more is a clock that started anew.
 _MAX_SLACK_S = Fraction(1, 1000)
@@ -31,6 +33,8 @@ class Clock:
     """Seconds a tick, of the raw timestamps and of the result."""
     nominal_ticks: int
     """Ticks from one picture to the next where timestamps do not tell."""
+    claimed_ticks: int = 0
+    """Duration that the header claims; 0 if it does not."""
     num_missing: int = 0
     num_backward: int = 0
     num_jumps: int = 0
@@ -55,7 +59,7 @@ class Clock:
         if step is None:
             self.num_missing += 1
             step = self.nominal_ticks
-        elif step > MAX_GAP_S / self.time_base or step < -_MAX_BACKWARD_S / self.time_base:
+        elif self._is_jump(step):
             self.num_jumps += 1
             self._offset += self.nominal_ticks - step
             step = self.nominal_ticks
@@ -64,6 +68,13 @@ class Clock:
             step = 0
         self._last += step
         return self._last
+
+    def _is_jump(self, step: int) -> bool:
+        if step < 0:
+            return step < -_MAX_BACKWARD_S / self.time_base
+        if step <= MAX_GAP_S / self.time_base:
+            return False
+        return step > MAX_STILL_S / self.time_base or self._last + step > self.claimed_ticks
 
     def _choose(self, pts: int | None, dts: int | None) -> int | None:
         """pts, unless it ran backward more often than dts did: players' rule, for H.264 with B-frames in AVI."""

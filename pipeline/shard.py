@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -64,11 +64,12 @@ class ShardReport:
 
 
 def build_shard(
-    layout: Layout, shard: PlannedShard, *, consume: bool = False, consume_reencoded: bool = False
+    layout: Layout, shard: PlannedShard, *, consume: bool = False, consume_reencoded: Container[str] = ()
 ) -> ShardReport:
     """Publish one planned shard and its index rows, if they are not there as planned.
 
-    `consume` then deletes the extract tars of its videos, `consume_reencoded` their re-encoded files.
+    `consume` then deletes the extract tars of its videos, `consume_reencoded` the re-encoded files of those
+    whose keys it holds: those that are what was extracted, and not a newer file that waits for extraction.
 
     Raises:
         FormatError: an extract tar is damaged, or is not the one that was planned.
@@ -84,8 +85,11 @@ def build_shard(
     num_consumed = 0
     if consume:
         num_consumed += sum(_consume_extracted(layout, video) for video in shard.videos)
-    if consume_reencoded:
-        num_consumed += sum(_delete(layout.reencoded(video.video_key)) for video in shard.videos)
+    num_consumed += sum(
+        _delete(layout.reencoded(video.video_key))
+        for video in shard.videos
+        if video.video_key in consume_reencoded
+    )
     return ShardReport(
         name=shard.name,
         was_published=is_current,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import os
 import posixpath
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
+import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
@@ -34,6 +36,8 @@ from cope_prep.schemas.errors import (
 from cope_prep.schemas.specs import SCHEMA_VERSION
 
 TEMPORARY_PREFIX = ".tmp-"
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_CHUNK_BYTES = 1 << 20
 
 _VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 """What the fsspec backends call it, best first: s3, gcs and azure, sftp, then those without an etag."""
@@ -151,6 +155,19 @@ def read_bytes(uri: str, offset_bytes: int = 0, size_bytes: int | None = None) -
         return file.read() if size_bytes is None else file.read(size_bytes)
 
 
+def crc32c(uri: str) -> int:
+    """CRC-32C of a file's content.
+
+    Raises:
+        SourceNotFoundError, StorageError: as open_read.
+    """
+    checksum = 0
+    with open_read(uri) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            checksum = google_crc32c.extend(checksum, chunk)
+    return checksum
+
+
 def list_files(uri: str) -> list[str]:
     """Names (not paths) of the files directly in a folder, sorted; empty if there is no such folder."""
     return _list(uri, "file")
@@ -197,8 +214,21 @@ def publish(uri: str) -> Iterator[str]:
     """Yield a local path to write to; on success the file appears at `uri` at once, on error never.
 
     Raises:
-        StorageError: the store refused the write.
+        StorageError: the store refused the write, or the disk is full, also when the caller's own write says so.
     """
+    try:
+        with _publish(uri) as path:
+            yield path
+    except OSError as exc:
+        if exc.errno in _DISK_ERRNOS:
+            raise StorageError(
+                uri, f"cannot be written ({exc.strerror})", "Make room and run again."
+            ) from exc
+        raise
+
+
+@contextlib.contextmanager
+def _publish(uri: str) -> Iterator[str]:
     if is_local(uri):
         target = os.path.abspath(local_path(uri))
         folder = os.path.dirname(target)

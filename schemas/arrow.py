@@ -59,11 +59,13 @@ LEDGER = pa.schema(
         _field("status", pa.string()),  # ok, partial, failed
         _field("error_class", pa.string()),  # empty when ok
         _field("error_message", pa.string()),
+        _field("notes", pa.list_(pa.field("note", pa.string(), nullable=False))),
         _field("source_size_bytes", pa.int64()),  # of the stage's input
         _field("source_version", pa.string()),
         _field("source_sha256", pa.string()),  # reencode only; else empty
         _field("output_uri", pa.string()),  # empty when failed
         _field("output_bytes", pa.int64()),
+        _field("output_crc32c", pa.uint32()),
         _field("num_frames", pa.int64()),
         _field("num_gops", pa.int64()),
         _field("duration_s", pa.float64()),  # of the re-encoded video

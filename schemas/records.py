@@ -1,6 +1,7 @@
 """The records that flow through the pipeline, in the order in which the data meets them.
 
-    VideoRecord -> (re-encode) -> MotionField per frame -> FusedPFrame per window -> GopRecord per GOP
+    VideoRecord -> (re-encode) -> FusedPFrame per window -> GopRecord per GOP
+    MotionField: one frame's motion as the codec coded it, for those who read a re-encoded file themselves
     QARecord: one question, joined to its video by `video_id`
 
 Pictures are I420 in full range, BT.601, as one uint8 array [3H/2, W]: Y above, U (left) and V (right) side
@@ -89,6 +90,7 @@ class WindowStats:
     """Figures of one fused P-frame; columns of index.parquet (lists, one value a window)."""
 
     motion_mean_px: float
+    """Mean length of the stored vectors; intra blocks left out, here and in the 95th percentile."""
     motion_p95_px: float
     zero_motion_share: float
     """Share of blocks whose stored vector is zero (intra blocks not counted as zero motion)."""

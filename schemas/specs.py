@@ -21,6 +21,9 @@ SCHEMA_VERSION = 1
 """Version of the sample and index formats. A reader refuses a higher one."""
 
 
+_MAX_MPEG4_GOP = 600
+
+
 class _Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -55,6 +58,10 @@ class EncodeSpec(_Spec):
         low, high = (0, 51) if self.codec == "h264" else (1, 31)
         if not low <= self.quality <= high:
             raise ValueError(f"quality {self.quality} is out of range for {self.codec}: {low} to {high}")
+        if self.codec == "mpeg4" and self.gop_size > _MAX_MPEG4_GOP:
+            raise ValueError(
+                f"gop_size is {self.gop_size}, but FFmpeg's mpeg4 encoder stops at {_MAX_MPEG4_GOP}"
+            )
         return self
 
 
@@ -68,7 +75,8 @@ class DctResidual(_Spec):
 class Int8Residual(_Spec):
     """Nearest multiple of `step`, zero inside the dead zone, as int8, zstd-compressed.
 
-    Every pixel of every rebuilt anchor is within `error_bound` grey levels of the re-encoded frame.
+    Every pixel of every window's rebuilt anchor is within `error_bound` grey levels of the re-encoded frame; of
+    the GOP's first anchor, too, when the I-frame is lossless.
     """
 
     kind: Literal["int8"] = "int8"
@@ -84,7 +92,10 @@ class Int8Residual(_Spec):
 
 
 class LosslessResidual(_Spec):
-    """int16, zstd-compressed. With a lossless I-frame the anchors are the decoded frames exactly."""
+    """int8 where every value fits, else int16, zstd-compressed.
+
+    With a lossless I-frame the anchors are the decoded frames exactly.
+    """
 
     kind: Literal["lossless"] = "lossless"
 

@@ -126,23 +126,28 @@ def compare(rebuilt: np.ndarray, current: np.ndarray) -> tuple[int, int]:
 
 @njit(cache=True, nogil=True)
 def motion_figures(motion: np.ndarray, intra: np.ndarray) -> tuple[float, float, int]:
-    """(mean length, 95th percentile of the length by nearest rank, blocks with zero motion that are not intra).
+    """(mean length, 95th percentile of the length by nearest rank, number of zero vectors), without intra blocks.
 
-    motion: int [Hb, Wb, 2] in steps; the lengths are in steps too.
+    motion: int [Hb, Wb, 2] in steps; the lengths are in steps too, and 0 when all blocks are intra.
+    intra: bool [Hb, Wb].
     """
-    num_rows, num_cols = intra.shape
-    squares = np.empty(num_rows * num_cols, np.int64)
-    total = 0.0
+    squares = np.empty(intra.size, np.int64)
+    num_vectors = 0
     num_zero = 0
-    for row in range(num_rows):
-        for col in range(num_cols):
+    total = 0.0
+    for row in range(intra.shape[0]):
+        for col in range(intra.shape[1]):
+            if intra[row, col]:
+                continue
             dx = np.int64(motion[row, col, 0])
             dy = np.int64(motion[row, col, 1])
             square = dx * dx + dy * dy
-            squares[row * num_cols + col] = square
-            if square:
-                total += np.sqrt(np.float64(square))
-            elif not intra[row, col]:
-                num_zero += 1
-    rank = max((squares.size * 95 + 99) // 100 - 1, 0)
-    return total / squares.size, np.sqrt(np.float64(np.partition(squares, rank)[rank])), num_zero
+            squares[num_vectors] = square
+            num_vectors += 1
+            num_zero += square == 0
+            total += np.sqrt(np.float64(square))
+    if num_vectors == 0:
+        return 0.0, 0.0, 0
+    rank = max((num_vectors * 95 + 99) // 100 - 1, 0)
+    p95 = np.sqrt(np.float64(np.partition(squares[:num_vectors], rank)[rank]))
+    return total / num_vectors, p95, num_zero

@@ -78,6 +78,7 @@ class Report:
     """What a stage's function reports, as run_video_stage reads it."""
 
     output_bytes: int = 4
+    output_crc32c: int = 0xDEADBEEF
     num_frames: int = 30
     num_gops: int = 1
     duration_s: float = 1.0

@@ -155,6 +155,37 @@ def test_consumed_inputs_are_gone_and_not_made_again(good_dataset: str) -> None:
     assert invoke_json("verify", good_dataset, "--quiet")["counts"]["gops_without_source"] == NUM_GOPS
 
 
+def test_shards_stay_when_other_shards_are_made_of_the_same_samples(good_dataset: str) -> None:
+    one, other = ([*FAST, *HERE, "--consume", "--seed", seed] for seed in ("1", "2"))
+    assert invoke("run", good_dataset, *one).exit_code == 0
+    published = {
+        name: Path(good_dataset, name).stat().st_mtime_ns for name in files(good_dataset) if ".tar" in name
+    }
+    assert published
+    assert invoke("run", good_dataset, *other).exit_code == 0
+    again = invoke_json("run", good_dataset, *one)
+    assert [stage["num_run"] for stage in again["stages"]] == [0, 0, 0]
+    assert {name: Path(good_dataset, name).stat().st_mtime_ns for name in published} == published
+
+
+def test_consume_spares_a_file_that_waits_for_extraction(
+    clips: Path, media: ModuleType, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    media.write_clip(source / "a.mp4", num_frames=35)
+    dataset = str(tmp_path / "dataset")
+    invoke("manifest", "files", str(source), dataset)
+    assert invoke("run", dataset, *FAST, *HERE).exit_code == 0
+    media.write_clip(source / "a.mp4", num_frames=50)
+    invoke("manifest", "files", str(source), dataset)
+    assert invoke("reencode", dataset, *FAST, *HERE).exit_code == 0
+    waiting = {name for name in files(dataset) if name.endswith(".mp4")}
+    assert len(waiting) == 1
+    invoke("shard", dataset, *HERE, "--consume-reencoded")
+    assert waiting <= files(dataset)
+
+
 def test_consumed_inputs_are_made_again_for_other_shards(good_dataset: str) -> None:
     assert invoke("run", good_dataset, *FAST, *HERE, "--consume", "--consume-reencoded").exit_code == 0
     other = invoke_json("run", good_dataset, *FAST, *HERE, "--shard-bytes", "30KiB")

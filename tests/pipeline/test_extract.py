@@ -9,16 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import av.logging
+import google_crc32c
 import numpy as np
 import pytest
 
-from cope_prep.pipeline import tar
+from cope_prep.pipeline import storage, tar
 from cope_prep.pipeline.decode import read_frames
 from cope_prep.pipeline.extract import extract_gops, extract_video
 from cope_prep.pipeline.rebuild import rebuild_anchors
 from cope_prep.pipeline.reencode import reencode_video
 from cope_prep.pipeline.residual import decode_residual
-from cope_prep.schemas.errors import BitstreamError, ConfigurationError, SourceNotFoundError
+from cope_prep.schemas.errors import BitstreamError, ChecksumError, ConfigurationError, SourceNotFoundError
 from cope_prep.schemas.records import GopRecord
 from cope_prep.schemas.specs import (
     DctResidual,
@@ -307,3 +308,37 @@ def test_extract_of_a_damaged_file_leaves_nothing(reencoded: Reencode, tmp_path:
             str(damaged), str(tmp_path / "out.tar"), spec=ExtractSpec(), encode_spec=H264, video_id="x"
         )
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.mp4"]
+
+
+def test_extract_of_a_file_with_a_flipped_bit_fails(reencoded: Reencode, tmp_path: Path) -> None:
+    """Decoders conceal most damage, so only the recorded checksum finds all of it."""
+    sound = reencoded(3, H264)
+    damaged = tmp_path / "damaged.mp4"
+    content = bytearray(sound.read_bytes())
+    content[len(content) // 3] ^= 4
+    damaged.write_bytes(content)
+    with pytest.raises(ChecksumError, match=rf"{re.escape(str(damaged))}: has crc32c .* recorded"):
+        extract_video(
+            str(damaged),
+            str(tmp_path / "out.tar"),
+            spec=ExtractSpec(),
+            encode_spec=H264,
+            video_id="x",
+            source_crc32c=storage.crc32c(str(sound)),
+        )
+    assert not (tmp_path / "out.tar").exists()
+
+
+def test_reports_carry_the_checksum_of_what_was_published(real_clips: list[Path], tmp_path: Path) -> None:
+    fixed, out = tmp_path / "fixed.mp4", tmp_path / "out.tar"
+    first = reencode_video(str(real_clips[3]), str(fixed), spec=H264)
+    assert first.output_crc32c == google_crc32c.value(fixed.read_bytes())
+    second = extract_video(
+        str(fixed),
+        str(out),
+        spec=ExtractSpec(),
+        encode_spec=H264,
+        video_id="x",
+        source_crc32c=first.output_crc32c,
+    )
+    assert second.output_crc32c == google_crc32c.value(out.read_bytes())

@@ -271,12 +271,25 @@ def test_edit_list_trims_what_a_player_trims(media: ModuleType, tmp_path: Path) 
 
 
 def test_timestamp_jump_is_closed(media: ModuleType, tmp_path: Path) -> None:
-    pts = [round(index * 1000 / 30) + (100_000 if index >= 15 else 0) for index in range(30)]
+    pts = [round(index * 1000 / 30) + (7_200_000 if index >= 15 else 0) for index in range(30)]
     source = media.write_clip(tmp_path / "jump.mkv", pts=pts, time_base=Fraction(1, 1000))
     report, out = encode(source)
     assert media.numbers_in(out) == list(range(30))
     assert report.status == "partial"
     assert "1 jump of the timestamps" in report.error_message
+
+
+def test_still_picture_is_held(media: ModuleType, tmp_path: Path) -> None:
+    """Slides: the header's duration has room for the gaps."""
+    source = media.write_clip(
+        tmp_path / "slides.mkv", num_frames=4, pts=[0, 90_000, 180_000, 181_000], time_base=Fraction(1, 1000)
+    )
+    out = tmp_path / "out.mp4"
+    report = reencode_video(str(source), str(out), spec=EncodeSpec(fps=2, preset="ultrafast"))
+    assert report.status == "ok"
+    shown = media.numbers_in(out)
+    assert shown[:362] == [0] * 180 + [1] * 180 + [2] * 2
+    assert set(shown[362:]) == {3}
 
 
 def test_concatenated_transport_streams_run_on(media: ModuleType, tmp_path: Path) -> None:

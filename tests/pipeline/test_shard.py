@@ -251,7 +251,9 @@ def test_consume_deletes_exactly_the_inputs_of_the_shard(
     assert not any(storage.exists(layout.extracted(video.video_key)) for video in first.videos)
     assert all(storage.exists(layout.reencoded(video.video_key)) for video in first.videos)
     assert all(storage.exists(layout.extracted(video.video_key)) for o in others for video in o.videos)
-    report = build_shard(layout, first, consume=True, consume_reencoded=True)
+    report = build_shard(
+        layout, first, consume=True, consume_reencoded=[video.video_key for video in first.videos]
+    )
     assert report.was_published
     assert report.num_consumed == len(first.videos)
     assert not any(storage.exists(layout.reencoded(video.video_key)) for video in first.videos)

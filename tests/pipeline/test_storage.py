@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -203,3 +204,18 @@ def test_table_cut_short_fails(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(FormatError):
         storage.read_table(str(path), MANIFEST)
+
+
+def test_full_disk_while_the_caller_writes_is_a_storage_error(tmp_path: Path) -> None:
+    target = tmp_path / "out.bin"
+    with (
+        pytest.raises(StorageError, match=r"out\.bin: cannot be written \(No space left"),
+        storage.publish(str(target)),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_caller_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), storage.publish(str(tmp_path / "out.bin")):
+        raise PermissionError(errno.EACCES, "not ours")

@@ -74,9 +74,13 @@ def test_motion_figures() -> None:
     motion = rng.integers(-20, 21, (24, 24, 2)).astype(np.int8)
     motion[:6] = 0
     intra = np.zeros((24, 24), np.bool_)
-    intra[0, :4] = True
+    intra[4:9] = True
     mean, p95, num_zero = kernels.motion_figures(motion, intra)
-    lengths = np.hypot(*np.moveaxis(motion.astype(float), -1, 0)).ravel()
+    lengths = np.hypot(*np.moveaxis(motion.astype(float), -1, 0))[~intra]
     assert mean == pytest.approx(lengths.mean())
     assert p95 == pytest.approx(np.percentile(lengths, 95, method="inverted_cdf"))
-    assert num_zero == np.count_nonzero((lengths == 0) & ~intra.ravel())
+    assert num_zero == np.count_nonzero(lengths == 0) > 0
+
+
+def test_motion_figures_of_an_intra_window() -> None:
+    assert kernels.motion_figures(np.zeros((4, 4, 2), np.int8), np.ones((4, 4), np.bool_)) == (0, 0, 0)

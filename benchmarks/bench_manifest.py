@@ -1,6 +1,6 @@
 """How fast a manifest of LLaVA-Video-178K's size is built, and in how much memory.
 
-    python -m benchmarks.bench_manifest [--scale 0.1]
+    python benchmarks/bench_manifest.py [--scale 0.1] [--json PATH]
 
 Writes an empty copy (files of zero bytes, questions of realistic length) in a temporary folder, and times
 `manifest_from_llava_video` against `json.loads` of the same question files, in alternation. Scale 1 is the
@@ -18,6 +18,8 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from clips import machine
 
 from cope_prep.pipeline.manifest import manifest_from_llava_video
 
@@ -71,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scale", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "LLaVA-Video-178K")
@@ -80,6 +83,7 @@ def main() -> None:
         files = sorted(root.glob("*/*.json"))
         num_bytes = sum(file.stat().st_size for file in files)
         print(f"{num_records} records, {len(files)} files, {num_bytes / 1e6:.0f} MB")
+        rows = []
         for round_index in range(args.rounds):
             start_s = time.perf_counter()
             report = manifest_from_llava_video(str(root), str(Path(folder, "dataset")))
@@ -93,10 +97,19 @@ def main() -> None:
             for file in files:
                 json.loads(file.read_bytes())
             peer_s = time.perf_counter() - start_s
+            rows.append({"manifest_s": round(ours_s, 3), "json_loads_s": round(peer_s, 3)})
             print(
                 f"manifest {ours_s:.1f} s, {num_records / ours_s:,.0f} records/s;"
                 f" json.loads {peer_s:.1f} s; ratio {ours_s / peer_s:.2f}"
             )
+    if args.json:
+        document = {
+            "machine": machine(),
+            "num_records": num_records,
+            "peak_rss_mib": peak_mib,
+            "rounds": rows,
+        }
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ class Child:
         environment = {**os.environ, **ONE_THREAD, "TMPDIR": self._folder, "PYTHONPATH": search_path}
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno()), str(os.getpid())],
+                # -P: what lies in the current folder must not stand before what is installed.
+                [sys.executable, "-P", "-c", _START, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=environment,

@@ -57,9 +57,9 @@ def test_workers_run_the_code_of_the_wheel(ray_executor: RayExecutor, wheel: Pat
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    done = subprocess.run(
-        [sys.executable, "-c", ASK, address, str(wheel)], capture_output=True, text=True, timeout=120
-    )
+    # Not in the repository, where an editable install leaves cope_prep.egg-info: its version would be found first.
+    command = [sys.executable, "-c", ASK, address, str(wheel)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=wheel.parent)
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert "py_modules_files" in answers["0"]

@@ -27,15 +27,18 @@ from __future__ import annotations
 class CopePrepError(Exception):
     """Base of all errors raised by cope-prep."""
 
-    def __init__(self, subject: str, found: str, remedy: str = "") -> None:
-        """`subject` is the file, shard or option; `found` a clause about it; `remedy` a sentence."""
+    def __init__(self, subject: str, found: str = "", remedy: str = "") -> None:
+        """`subject` is the file, shard or option; `found` a clause about it; `remedy` a sentence.
+
+        With the subject alone it is the whole message: torch's DataLoader rebuilds a worker's error so.
+        """
         self.subject = subject
         self.found = found
         self.remedy = remedy
         super().__init__(subject, found, remedy)
 
     def __str__(self) -> str:
-        text = f"{self.subject}: {self.found}"
+        text = f"{self.subject}: {self.found}" if self.found else self.subject
         if not self.remedy:
             return text
         return f"{text.rstrip('.')}. {self.remedy}"

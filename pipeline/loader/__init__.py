@@ -1,0 +1,1 @@
+"""The streaming loader: one global order, exact elastic resume."""

@@ -26,10 +26,7 @@ def rebuild_anchors(record: GopRecord, *, check: bool = True) -> np.ndarray:
     """
     shape = (record.height_px * 3 // 2, record.width_px)
     anchors = np.empty((record.num_anchors, *shape), np.uint8)
-    if isinstance(record.iframe, bytes):
-        anchors[0] = jpeg.decode_picture(record.iframe, shape=shape, name=f"{record.key}.iframe.jpg")
-    else:
-        anchors[0] = record.iframe
+    decode_iframe(record, anchors[0])
     prediction = np.empty(shape, np.uint8)
     for index, window in enumerate(record.windows):
         predict(
@@ -49,15 +46,36 @@ def rebuild_anchors(record: GopRecord, *, check: bool = True) -> np.ndarray:
             name=f"{record.key}.residual.{index:02d}",
         )
     if check:
-        for index, expected in enumerate(record.anchor_crc32c):
-            found = checksum(anchors[index])
-            if found != expected:
-                raise ChecksumError(
-                    record.key,
-                    f"anchor {index} rebuilds to crc32c {found:08x}, {expected:08x} was recorded",
-                    "The sample was damaged; extract the video again.",
-                )
+        for index in range(record.num_anchors):
+            check_anchor(record, index, anchors[index])
     return anchors
+
+
+def decode_iframe(record: GopRecord, out: np.ndarray) -> None:
+    """Write the first anchor, the stored I-frame, to `out`, uint8 [3H/2, W].
+
+    Raises:
+        FormatError: it is not a picture of the record's size.
+    """
+    if isinstance(record.iframe, bytes):
+        jpeg.decode_picture(record.iframe, shape=out.shape, name=f"{record.key}.iframe.jpg", out=out)
+    else:
+        np.copyto(out, record.iframe)
+
+
+def check_anchor(record: GopRecord, index: int, picture: np.ndarray) -> None:
+    """Compare a rebuilt anchor, uint8 [3H/2, W], with the checksum that the writer recorded.
+
+    Raises:
+        ChecksumError: they differ.
+    """
+    found, expected = checksum(picture), record.anchor_crc32c[index]
+    if found != expected:
+        raise ChecksumError(
+            record.key,
+            f"anchor {index} rebuilds to crc32c {found:08x}, {expected:08x} was recorded",
+            "The sample was damaged; extract the video again.",
+        )
 
 
 def predict(

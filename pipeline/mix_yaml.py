@@ -15,7 +15,6 @@ alone, when only one file has it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 import yaml
 
 from cope_prep.pipeline import storage
+from cope_prep.pipeline.hashing import hash_positions
 from cope_prep.pipeline.llava_layout import QuestionFile, canonical, is_llava_hound, is_subset_folder
 from cope_prep.pipeline.manifest_report import SkipCounter
 from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError
@@ -59,7 +59,7 @@ class Sampling:
         if self.strategy == "end":
             return np.arange(num_records - taken, num_records)
         if self.strategy == "random":
-            rank = _hash_positions(num_records, seed=seed, name=canonical(name))
+            rank = hash_positions(num_records, key=f"{seed}\0{canonical(name)}")
             return np.sort(np.argsort(rank, kind="stable")[:taken])
         return np.arange(taken)
 
@@ -73,16 +73,6 @@ class MixEntry:
 
     json_path: str
     sampling: Sampling
-
-
-def _hash_positions(num_records: int, *, seed: int, name: str) -> np.ndarray:
-    """uint64 [num_records]: SplitMix64 (Steele et al. 2014), started from a hash of seed and name."""
-    start = hashlib.sha256(f"{seed}\0{name}".encode()).digest()[:8]
-    state = np.arange(1, num_records + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    state += np.uint64(int.from_bytes(start, "little"))
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 def parse_sampling(text: str) -> Sampling:

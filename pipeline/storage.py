@@ -57,6 +57,13 @@ def join(uri: str, *parts: str) -> str:
     return posixpath.join(uri, *parts)
 
 
+def parent(uri: str, levels: int = 1) -> str:
+    """The folder that holds a file or folder, or one further up."""
+    for _ in range(levels):
+        uri = posixpath.dirname(uri.rstrip("/"))
+    return uri
+
+
 def is_local(uri: str) -> bool:
     """True if the path is on this machine's file system."""
     return "://" not in uri or uri.startswith("file://")

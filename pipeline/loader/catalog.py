@@ -1,0 +1,244 @@
+"""index.parquet as columns: which samples there are, where they lie, and which of them are wanted.
+
+Everything a plan needs is decided here, before any byte of a shard is read. A million samples (a terabyte of
+source video) take some 60 MB. Filters read the columns that they need and no others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cope_prep.pipeline import storage
+from cope_prep.pipeline.layout import Layout, Specs, find_specs, read_specs, the_specs
+from cope_prep.pipeline.loader.filters import GopFilter
+from cope_prep.schemas.arrow import INDEX
+from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError, SourceNotFoundError
+from cope_prep.schemas.specs import SCHEMA_VERSION, spec_hash
+
+_PLACE_COLUMNS = (
+    "shard", "video_id", "gop_index", "start_s", "num_frames", "width_px", "height_px", "offset_bytes",
+    "size_bytes", "crc32c",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFolder:
+    """One output of `cope-prep shard`: where it is, and what its dataset.json says."""
+
+    uri: str
+    specs: Specs
+    shard_bytes: dict[str, int]
+    """Size of each shard by file name."""
+    index_crc32c: int
+
+    @property
+    def spec_hash(self) -> str:
+        """Hash of EncodeSpec and ExtractSpec: what every sample's .json names."""
+        return spec_hash(self.specs.encode, self.specs.extract)
+
+    @property
+    def index_uri(self) -> str:
+        """URI of index.parquet."""
+        return storage.join(self.uri, "index.parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalog:
+    """The samples of one or several shard folders in storage order, one array entry a sample."""
+
+    folders: tuple[ShardFolder, ...]
+    shard_uris: tuple[str, ...]
+    shard_bytes: np.ndarray
+    """int64 [num_shards]: size that each shard must have."""
+    shard_folder: np.ndarray
+    """int32 [num_shards]: index into `folders`."""
+    video_ids: pa.Array
+    """string [num_videos]."""
+    shard: np.ndarray
+    """int32 [num_samples]: index into `shard_uris`."""
+    video: np.ndarray
+    """int32 [num_samples]: index into `video_ids`; the samples of a video are adjacent."""
+    gop_index: np.ndarray
+    """int32 [num_samples]."""
+    start_s: np.ndarray
+    """float64 [num_samples]."""
+    num_frames: np.ndarray
+    """int32 [num_samples]."""
+    size_px: np.ndarray
+    """int32 [num_samples, 2]: height, width."""
+    offset_bytes: np.ndarray
+    """int64 [num_samples]: of the sample in its shard."""
+    size_bytes: np.ndarray
+    """int64 [num_samples]."""
+    crc32c: np.ndarray
+    """uint32 [num_samples]."""
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def video_id(self, sample: int) -> str:
+        """Video id of a sample."""
+        return self.video_ids[int(self.video[sample])].as_py()
+
+    def take(self, samples: np.ndarray) -> Catalog:
+        """These samples only; bool [num_samples], or ascending indices."""
+        columns = ("shard", "video", "gop_index", "start_s", "num_frames", "size_px")
+        places = ("offset_bytes", "size_bytes", "crc32c")
+        return replace(self, **{name: getattr(self, name)[samples] for name in columns + places})
+
+
+def open_shards(uri: str, *, spec: str | None = None) -> ShardFolder:
+    """The shards of a dataset: `uri` is DATASET, or DATASET/shards/<hash> itself.
+
+    `spec` is the hash of the shards, or its beginning, where a dataset has several.
+
+    Raises:
+        ConfigurationError: there are no shards, several, or none of that hash.
+        FormatError: dataset.json is malformed.
+    """
+    if storage.exists(storage.join(uri, "dataset.json")):
+        return _read_folder(uri)
+    if spec is None:
+        specs = the_specs(uri, "shards")
+    else:
+        found = [specs for specs in find_specs(uri, "shards") if specs.hash_of("shards").startswith(spec)]
+        if len(found) != 1:
+            raise ConfigurationError(uri, f"has {len(found)} outputs of shards whose hash begins with {spec}")
+        specs = found[0]
+    return _read_folder(Layout(dataset=uri, specs=specs).folder("shards"))
+
+
+def _read_folder(uri: str) -> ShardFolder:
+    document_uri = storage.join(uri, "dataset.json")
+    try:
+        document = json.loads(storage.read_bytes(document_uri))
+        if document["schema_version"] > SCHEMA_VERSION:
+            raise SchemaVersionError(
+                document_uri,
+                f"has schema version {document['schema_version']}, this is {SCHEMA_VERSION}",
+                "Update cope-prep.",
+            )
+        return ShardFolder(
+            uri=uri,
+            specs=read_specs(storage.join(uri, "spec.json")),
+            shard_bytes={shard["name"]: int(shard["bytes"]) for shard in document["shards"]},
+            index_crc32c=int(document["index"]["crc32c"]),
+        )
+    except SourceNotFoundError as exc:
+        raise ConfigurationError(uri, "holds no finished shards", "Run: cope-prep shard DATASET") from exc
+    except (ValueError, KeyError, TypeError) as exc:
+        raise FormatError(document_uri, f"is malformed ({exc})", "Run cope-prep shard.") from exc
+
+
+def read_catalog(folder: ShardFolder, *, where: GopFilter | None = None, per_video: bool = False) -> Catalog:
+    """The samples of a shard folder that a filter admits, in storage order.
+
+    per_video: judge a video as a whole, and admit or leave out all its GOPs.
+
+    Raises:
+        FormatError, SchemaVersionError: index.parquet is not what dataset.json promises.
+    """
+    where = where or GopFilter()
+    table = _read_columns(folder.index_uri, (*_PLACE_COLUMNS, *where.columns()))
+    shards = dictionary_codes(table["shard"])
+    videos = dictionary_codes(table["video_id"])
+    names = shards.dictionary.to_pylist()
+    if unknown := sorted(set(names) - set(folder.shard_bytes)):
+        raise FormatError(folder.index_uri, f"names shards that dataset.json does not have: {unknown[:3]}")
+    catalog = Catalog(
+        folders=(folder,),
+        shard_uris=tuple(storage.join(folder.uri, name) for name in names),
+        shard_bytes=np.array([folder.shard_bytes[name] for name in names], np.int64),
+        shard_folder=np.zeros(len(names), np.int32),
+        video_ids=videos.dictionary,
+        shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
+        video=videos.indices.to_numpy(zero_copy_only=False).astype(np.int32),
+        gop_index=_numpy(table, "gop_index", np.int32),
+        start_s=_numpy(table, "start_s", np.float64),
+        num_frames=_numpy(table, "num_frames", np.int32),
+        size_px=np.stack([_numpy(table, name, np.int32) for name in ("height_px", "width_px")], axis=1),
+        offset_bytes=_numpy(table, "offset_bytes", np.int64),
+        size_bytes=_numpy(table, "size_bytes", np.int64),
+        crc32c=_numpy(table, "crc32c", np.uint32),
+    )
+    if not where.columns() and where.is_open():
+        return catalog
+    wanted = where.admits(
+        table,
+        video=catalog.video,
+        num_videos=len(catalog.video_ids),
+        fps=folder.specs.encode.fps,
+        block_px=folder.specs.extract.block_px,
+        per_video=per_video,
+    )
+    return catalog.take(wanted)
+
+
+def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
+    """Several catalogs one after the other. A video id that occurs in two of them stays two videos."""
+    if len(catalogs) == 1:
+        return catalogs[0]
+    num_shards = np.cumsum([0, *(len(catalog.shard_uris) for catalog in catalogs)])
+    num_videos = np.cumsum([0, *(len(catalog.video_ids) for catalog in catalogs)])
+    num_folders = np.cumsum([0, *(len(catalog.folders) for catalog in catalogs)])
+
+    def column(name: str, shifts: Sequence[int] | None = None) -> np.ndarray:
+        parts = [getattr(catalog, name) for catalog in catalogs]
+        if shifts is not None:
+            parts = [part + part.dtype.type(shift) for part, shift in zip(parts, shifts, strict=True)]
+        return np.concatenate(parts)
+
+    return Catalog(
+        folders=tuple(folder for catalog in catalogs for folder in catalog.folders),
+        shard_uris=tuple(uri for catalog in catalogs for uri in catalog.shard_uris),
+        shard_bytes=column("shard_bytes"),
+        shard_folder=column("shard_folder", num_folders[:-1].tolist()),
+        video_ids=pa.concat_arrays([catalog.video_ids for catalog in catalogs]),
+        shard=column("shard", num_shards[:-1].tolist()),
+        video=column("video", num_videos[:-1].tolist()),
+        gop_index=column("gop_index"),
+        start_s=column("start_s"),
+        num_frames=column("num_frames"),
+        size_px=column("size_px"),
+        offset_bytes=column("offset_bytes"),
+        size_bytes=column("size_bytes"),
+        crc32c=column("crc32c"),
+    )
+
+
+def _read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+    with storage.open_read(uri) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            found = int((parquet.schema_arrow.metadata or {}).get(b"cope_prep.schema_version", b"0"))
+            if found > SCHEMA_VERSION:
+                raise SchemaVersionError(
+                    uri, f"has schema version {found}, this is {SCHEMA_VERSION}", "Update cope-prep."
+                )
+            table = parquet.read(columns=list(dict.fromkeys(columns)))
+        except (pa.ArrowInvalid, OSError) as exc:
+            raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
+    for name in columns:
+        if name not in table.column_names or table.schema.field(name).type != INDEX.field(name).type:
+            raise SchemaVersionError(uri, f"has no column {name} of type {INDEX.field(name).type}")
+    return table
+
+
+def dictionary_codes(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    """A column of strings as one array of codes and their dictionary."""
+    encoded = pc.dictionary_encode(column).combine_chunks()
+    # combine_chunks gives an array, or a chunked one of no chunks when the table is empty
+    if isinstance(encoded, pa.ChunkedArray):
+        return pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string()))
+    return encoded
+
+
+def _numpy(table: pa.Table, name: str, dtype: type[np.generic]) -> np.ndarray:
+    return table[name].to_numpy().astype(dtype, copy=False)

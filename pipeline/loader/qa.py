@@ -1,0 +1,265 @@
+"""QADataset: questions with the GOPs of their videos, in one global order, for fine-tuning.
+
+A video's primitives are stored once and asked about many times: a batch holds each GOP once, whatever number of
+its questions need it, and a worker keeps the records of the last videos for their next questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cope_prep.pipeline import storage
+from cope_prep.pipeline.loader.batch import DELTA, PICTURE, QABatch, Skipped, TokenCounts
+from cope_prep.pipeline.loader.buffer import Buffer
+from cope_prep.pipeline.loader.catalog import Catalog
+from cope_prep.pipeline.loader.collate import Row, fill_gops, gop_arrays
+from cope_prep.pipeline.loader.filters import GopFilter
+from cope_prep.pipeline.loader.gops import geometry_of, gop_row, identities, load_sample, with_filter
+from cope_prep.pipeline.loader.mix import MixPart, OpenMix, Source, open_mix
+from cope_prep.pipeline.loader.order import DEFAULT_SHUFFLE, Shuffle, compact
+from cope_prep.pipeline.loader.plan import LastBatch
+from cope_prep.pipeline.loader.questions import QuestionPlan, QuestionTexts, plan_questions
+from cope_prep.pipeline.loader.reader import ShardReader
+from cope_prep.pipeline.loader.samples import SampleStore
+from cope_prep.pipeline.loader.stream import InfoMaker, OnError, StreamDataset, logger
+from cope_prep.schemas.errors import ConfigurationError
+
+
+class QADataset(StreamDataset[QABatch]):
+    """Batches of questions with the GOPs of their videos, from one dataset or from a mix of several."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int = 1,
+        key_frames: int = 1,
+        window: int | None = None,
+        max_gops: int | None = None,
+        span_s: tuple[float, float] | None = None,
+        where: GopFilter | None = None,
+        mix: str | None = None,
+        questions_per_visit: int = 1,
+        seed: int = 0,
+        shuffle: Shuffle | None = DEFAULT_SHUFFLE,
+        last: LastBatch = "drop",
+        on_error: OnError = "raise",
+        rank: int | None = None,
+        world_size: int | None = None,
+        tokens: TokenCounts | None = None,
+        reader: ShardReader | None = None,
+        keep_bytes: int = 256 << 20,
+    ) -> None:
+        """
+        As GopDataset, and:
+        batch_size: questions of one rank's batch.
+        max_gops: of a longer video, so many GOPs, spread evenly.
+        span_s: only the GOPs that show something of [start, end) seconds of their video.
+        where: leaves out whole videos.
+        mix: LLaVA-NeXT mix YAML that chooses among the questions; for a mix of datasets, each part has its own.
+        questions_per_visit: so many questions of a video stay side by side in the order, and in a batch: its GOPs
+            are then decoded once for all of them. 1 mixes best.
+        keep_bytes: records that a worker keeps for the next questions about their videos.
+
+        Raises:
+            ConfigurationError: as GopDataset, or there are no questions about these videos.
+        """
+        if mix is not None:
+            source = _with_mix(source, mix)
+        opened = open_mix(with_filter(source, where), per_video=True)
+        self.geometry = geometry_of(opened.folders, window=window, key_frames=key_frames)
+        if max_gops is not None and max_gops < 1:
+            raise ConfigurationError(f"max_gops {max_gops}", "must be 1 or more")
+        if questions_per_visit < 1:
+            raise ConfigurationError(f"questions_per_visit {questions_per_visit}", "must be 1 or more")
+        catalog = opened.catalog.take(_wanted_gops(opened.catalog, max_gops, span_s, fps=self.geometry.fps))
+        self._tokens = tokens or TokenCounts()
+        reader = reader or ShardReader()
+        chunk_bytes = (shuffle or DEFAULT_SHUFFLE).chunk_bytes
+        store = SampleStore(catalog, reader=reader, chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
+
+        num_videos = len(catalog.video_ids)
+        self._num_gops = np.bincount(catalog.video, minlength=num_videos)
+        self._first_gop = np.full(num_videos, -1, np.int64)
+        self._first_gop[catalog.video[::-1]] = np.arange(len(catalog))[::-1]
+        plans = _plan_parts(opened, catalog, self._num_gops, seed=seed)
+        video = np.concatenate([plan.video for plan in plans])
+        part = np.repeat(np.arange(len(plans)), [len(plan) for plan in plans])
+        in_storage_order = np.argsort(self._first_gop[video], kind="stable")
+        self._video = video[in_storage_order]
+        self._part = part[in_storage_order]
+        self._row = np.concatenate([plan.row for plan in plans])[in_storage_order]
+        self._texts = QuestionTexts(plans, reader.cache_dir)
+        self.num_questions_without_video = sum(plan.num_without_video for plan in plans)
+        """Questions of the tables whose video is not in the shards, or does not pass the filter."""
+        if len(self._video) == 0:
+            raise ConfigurationError(
+                plans[0].uri,
+                f"none of its {self.num_questions_without_video} questions is about a video of these shards",
+                "Shard the videos that the questions are about, or widen the filter.",
+            )
+        if self.num_questions_without_video:
+            logger.info("%d questions have no video in the shards", self.num_questions_without_video)
+        categories, category = _categories(opened, plans)
+        super().__init__(
+            store,
+            chunk_of_unit=compact(store.chunk[self._first_gop[self._video]]),
+            part_of_unit=self._part,
+            group_of_unit=self._video,
+            visit_size=questions_per_visit,
+            weights=[part.weight for part in opened.parts],
+            identity={
+                "kind": "questions",
+                "window": self.geometry.window,
+                "max_gops": max_gops,
+                "span_s": None if span_s is None else list(span_s),
+                "questions_per_visit": questions_per_visit,
+                "parts": identities(opened),
+                "num_questions": [len(plan) for plan in plans],
+            },
+            categories=categories,
+            category_of_unit=category[in_storage_order],
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            last=last,
+            on_error=on_error,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _samples_of(self, unit: int) -> np.ndarray:
+        video = self._video[unit]
+        return np.arange(self._num_gops[video]) + self._first_gop[video]
+
+    def _make_batch(self, units: np.ndarray, make_info: InfoMaker) -> QABatch:
+        samples = [self._samples_of(int(unit)).tolist() for unit in units]
+        rows: dict[int, Row] = {}
+        for position, of_question in zip(make_info.positions, samples, strict=True):
+            for sample in of_question:
+                if sample not in rows:
+                    rows[sample] = gop_row(self.store.catalog, sample, position, self.geometry)
+        index = {sample: row for row, sample in enumerate(rows)}
+        num_runs = max(
+            sum(rows[sample].layout.num_anchors for sample in of_question) for of_question in samples
+        )
+        shape = (len(units), num_runs)
+        buffer = Buffer.allocate(
+            {
+                **gop_arrays(list(rows.values()), self.geometry),
+                "run_kind": (np.int8, shape),
+                "run_gop": (np.int32, shape),
+                "run_slot": (np.int32, shape),
+                "run_s": (np.float64, shape),
+                "run_tokens": (np.int32, shape),
+                "question_is_valid": (np.bool_, shape[:1]),
+            }
+        )
+        arrays = buffer.arrays()
+        skipped: list[Skipped] = []
+        failed: set[int] = set()
+
+        def note(row: Row, exc: Exception) -> None:
+            skipped.append(self._failed(row.sample, row.position, exc))
+            failed.add(row.sample)
+
+        fill_gops(
+            {name: array for name, array in arrays.items() if not name.startswith(("run_", "question_"))},
+            list(rows.values()),
+            geometry=self.geometry,
+            tokens=self._tokens,
+            load=lambda row, out: load_sample(self.store, row, self.geometry, out),
+            on_failure=note,
+        )
+        for question, of_question in enumerate(samples):
+            is_valid = failed.isdisjoint(of_question)
+            arrays["question_is_valid"][question] = is_valid
+            used = [(index[sample], rows[sample]) for sample in of_question] if is_valid else []
+            _fill_runs(arrays, question, used, self._tokens)
+        questions = tuple(
+            self._texts.record(int(self._part[unit]), int(self._row[unit])) for unit in units.tolist()
+        )
+        info = make_info.of(list(rows.values()), skipped, self.store, self.geometry)
+        return QABatch.from_buffer(buffer, info, questions)
+
+
+def _fill_runs(
+    arrays: dict[str, np.ndarray], question: int, used: Sequence[tuple[int, Row]], tokens: TokenCounts
+) -> None:
+    """The runs of tokens of one question, in order of time; zeros behind them."""
+    start = 0
+    for gop, row in used:
+        is_picture = row.layout.is_picture
+        place = np.s_[question, start : start + len(is_picture)]
+        arrays["run_kind"][place] = np.where(is_picture, PICTURE, DELTA)
+        arrays["run_gop"][place] = gop
+        arrays["run_slot"][place] = np.where(is_picture, np.cumsum(is_picture), np.cumsum(~is_picture)) - 1
+        arrays["run_s"][place] = row.layout.anchor_s
+        arrays["run_tokens"][place] = np.where(is_picture, tokens.picture, tokens.delta)
+        start += len(is_picture)
+    for name in ("run_kind", "run_gop", "run_slot", "run_s", "run_tokens"):
+        arrays[name][question, start:] = 0
+
+
+def _with_mix(source: Source, mix: str) -> Source:
+    if isinstance(source, str):
+        return MixPart(dataset=source, mix=mix)
+    raise ConfigurationError("mix", "is for a single dataset", "Give each part of the mix its own.")
+
+
+def _wanted_gops(
+    catalog: Catalog, max_gops: int | None, span_s: tuple[float, float] | None, *, fps: int
+) -> np.ndarray:
+    """bool [num_samples]"""
+    wanted = np.ones(len(catalog), np.bool_)
+    if span_s is not None:
+        start_s, end_s = span_s
+        if not start_s < end_s:
+            raise ConfigurationError(f"span_s {span_s}", "must be (start, end) with start before end")
+        wanted &= (catalog.start_s < end_s) & (catalog.start_s + catalog.num_frames / fps > start_s)
+    if max_gops is not None:
+        # Of n GOPs the i-th is taken if rounding down i * max / n moves on there: evenly, the first one always.
+        kept = np.flatnonzero(wanted)
+        video = catalog.video[kept]
+        count = np.bincount(video, minlength=len(catalog.video_ids))[video]
+        is_first = np.diff(video, prepend=-1) != 0
+        place = np.arange(len(kept)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+        taken = np.minimum(count, max_gops)
+        is_taken = (place * taken // count) != ((place - 1) * taken // count)
+        wanted[kept] = is_taken
+    return wanted
+
+
+def _plan_parts(opened: OpenMix, catalog: Catalog, num_gops: np.ndarray, *, seed: int) -> list[QuestionPlan]:
+    """The questions of each part; `video` counts over all parts, as in the catalog."""
+    video_part = np.zeros(len(catalog.video_ids), np.int64)
+    video_part[opened.catalog.video] = opened.part_of_sample()
+    plans = []
+    for part_index, (part, folder) in enumerate(zip(opened.parts, opened.folders, strict=True)):
+        videos = np.flatnonzero((video_part == part_index) & (num_gops > 0))
+        uri = part.questions or questions_uri(part.dataset, folder.uri)
+        plan = plan_questions(uri, catalog.video_ids.take(videos), mix=part.mix, seed=seed)
+        plans.append(plan.with_videos(videos[plan.video]))
+    return plans
+
+
+def questions_uri(dataset: str, shards: str) -> str:
+    """questions.parquet of a dataset that was given as DATASET or as DATASET/shards/<hash>."""
+    return storage.join(dataset if dataset != shards else storage.parent(shards, 2), "questions.parquet")
+
+
+def _categories(opened: OpenMix, plans: Sequence[QuestionPlan]) -> tuple[list[dict[str, object]], np.ndarray]:
+    """One category a part, question file and kind; and the category of each question, int64 [num_questions]."""
+    categories: list[dict[str, object]] = []
+    of_question = []
+    for part, plan in zip(opened.parts, plans, strict=True):
+        paths, kinds = plan.json_path.dictionary.to_pylist(), plan.kind.dictionary.to_pylist()
+        pair = plan.json_path.indices.to_numpy().astype(np.int64) * len(kinds) + plan.kind.indices.to_numpy()
+        pairs, codes = np.unique(pair, return_inverse=True)
+        of_question.append(codes + len(categories))
+        for code in pairs.tolist():
+            path, kind = paths[code // len(kinds)], kinds[code % len(kinds)]
+            categories.append({"name": path, "kind": kind, "dataset": part.dataset, "weight": part.weight})
+    return categories, np.concatenate(of_question)

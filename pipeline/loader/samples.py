@@ -1,0 +1,147 @@
+"""The samples of a catalog, by number: their bytes, their records, and which chunk of a shard each is read with.
+
+A few megabytes of records are kept, oldest use first out, so that the questions of one video, or the windows
+of one GOP, that come near each other share one reading of it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from cope_prep.pipeline.loader.catalog import Catalog
+from cope_prep.pipeline.loader.order import cut_chunks
+from cope_prep.pipeline.loader.reader import Extent, ShardReader
+from cope_prep.pipeline.tar import split_sample
+from cope_prep.schemas.errors import FormatError
+from cope_prep.schemas.records import GopRecord, sample_key, video_key
+from cope_prep.schemas.wire import decode_gop
+
+MAX_GAP_BYTES = 256 << 10
+"""Unwanted bytes between two samples that are read along, rather than asking a store twice."""
+
+V = TypeVar("V")
+
+
+class ByteLimitedCache(Generic[V]):
+    """The last used values, up to a number of bytes; a value larger than all of it is not kept."""
+
+    def __init__(self, limit_bytes: int, size_of: Callable[[V], int]) -> None:
+        self._limit_bytes = limit_bytes
+        self._size_of = size_of
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
+        self.used_bytes = 0
+
+    def get(self, key: Hashable, make: Callable[[], V]) -> V:
+        """The value of a key, made if it is not there."""
+        if key in self._values:
+            self._values.move_to_end(key)
+            return self._values[key]
+        value = make()
+        size_bytes = self._size_of(value)
+        if size_bytes <= self._limit_bytes:
+            self._values[key] = value
+            self.used_bytes += size_bytes
+            while self.used_bytes > self._limit_bytes:
+                _, dropped = self._values.popitem(last=False)
+                self.used_bytes -= self._size_of(dropped)
+        return value
+
+
+class SampleStore:
+    """Reads samples of a catalog by number."""
+
+    def __init__(
+        self, catalog: Catalog, *, reader: ShardReader, chunk_bytes: int, keep_bytes: int = 0
+    ) -> None:
+        """`keep_bytes` of records are kept; 0 where every sample is used once."""
+        self.catalog = catalog
+        self.reader = reader
+        self.chunk = cut_chunks(
+            catalog.shard,
+            catalog.offset_bytes,
+            catalog.size_bytes,
+            chunk_bytes=chunk_bytes,
+            max_gap_bytes=MAX_GAP_BYTES,
+        )
+        self.chunk_first = np.flatnonzero(np.diff(self.chunk, prepend=-1))
+        """int64 [num_chunks]: first sample of each chunk."""
+        ends = catalog.offset_bytes + catalog.size_bytes
+        last = np.append(self.chunk_first[1:], len(catalog)) - 1
+        self.chunk_bytes = (ends[last] - catalog.offset_bytes[self.chunk_first]).astype(np.int64)
+        """int64 [num_chunks]: size of each chunk's extent."""
+        self._kept: ByteLimitedCache[GopRecord] = ByteLimitedCache(keep_bytes, _record_bytes)
+
+    def extent(self, chunk: int) -> Extent:
+        """Where a chunk lies."""
+        first = self.chunk_first[chunk]
+        shard = self.catalog.shard[first]
+        return Extent(
+            uri=self.catalog.shard_uris[shard],
+            shard_bytes=int(self.catalog.shard_bytes[shard]),
+            offset_bytes=int(self.catalog.offset_bytes[first]),
+            size_bytes=int(self.chunk_bytes[chunk]),
+        )
+
+    def prefetch(self, samples: Iterable[int]) -> None:
+        """Say which samples are wanted next, soonest first."""
+        chunks = dict.fromkeys(int(self.chunk[sample]) for sample in samples)
+        self.reader.prefetch([self.extent(chunk) for chunk in chunks])
+
+    def key(self, sample: int) -> str:
+        """WebDataset key of a sample."""
+        return sample_key(video_key(self.catalog.video_id(sample)), int(self.catalog.gop_index[sample]))
+
+    def shard_uri(self, sample: int) -> str:
+        """URI of the shard that holds a sample."""
+        return self.catalog.shard_uris[self.catalog.shard[sample]]
+
+    def block(self, sample: int) -> bytes:
+        """A sample's bytes as they are in the shard, verified against the index.
+
+        Raises:
+            FormatError, ChecksumError, SourceNotFoundError, StorageError: they cannot be had, or are not the
+                ones that the index describes.
+        """
+        catalog = self.catalog
+        return self.reader.read(
+            self.extent(int(self.chunk[sample])),
+            int(catalog.offset_bytes[sample]),
+            int(catalog.size_bytes[sample]),
+            crc32c=int(catalog.crc32c[sample]),
+            name=self.key(sample),
+        )
+
+    def record(self, sample: int) -> GopRecord:
+        """A sample as a record. Raises as `block`."""
+        return self._kept.get(sample, lambda: self._read(sample))
+
+    def _read(self, sample: int) -> GopRecord:
+        key = self.key(sample)
+        found_key, members = split_sample(self.block(sample), name=key)
+        record = decode_gop(members, key=key)
+        catalog = self.catalog
+        folder = catalog.folders[catalog.shard_folder[catalog.shard[sample]]]
+        if found_key != key or record.spec_hash != folder.spec_hash:
+            raise FormatError(
+                self.shard_uri(sample),
+                f"holds {found_key} of spec {record.spec_hash} at byte {catalog.offset_bytes[sample]}, the index"
+                f" has {key} of spec {folder.spec_hash} there",
+                "The shard was replaced by another one: restore it, or run cope-prep shard.",
+            )
+        expected = (catalog.num_frames[sample], *catalog.size_px[sample])
+        if (record.num_frames, record.height_px, record.width_px) != tuple(expected):
+            raise FormatError(
+                key, "is not of the length or size that the index gives", "Run cope-prep verify."
+            )
+        return record
+
+
+def _record_bytes(record: GopRecord) -> int:
+    iframe_bytes = len(record.iframe) if isinstance(record.iframe, bytes) else record.iframe.nbytes
+    return iframe_bytes + sum(
+        len(window.residual) + window.motion.nbytes + window.intra.nbytes for window in record.windows
+    )

@@ -64,12 +64,13 @@ class Prefetcher(Generic[Item]):
                 self._changed.notify_all()
 
     def stop(self, *, timeout_s: float) -> None:
-        """Begin nothing more, and wait so long for what is under way."""
+        """Begin nothing more, and wait so long for what is under way; 0: not at all."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(timeout_s)
+        if timeout_s:  # a garbage collector that comes here may run in one of them
+            for thread in self._threads:
+                thread.join(timeout_s)
 
     def _next(self) -> Item | None:
         """What to fetch now: the soonest that nobody has begun, if the budget has room for it."""

@@ -30,9 +30,7 @@ class FaultyServer:
         """Path and Range header of each GET, in order of arrival."""
         self.release = threading.Event()
         """Set to end all stalls."""
-        self.stalled = threading.Event()
-        """Set when a request has begun to stall."""
-        self._lock = threading.Lock()
+        self._arrived = threading.Condition()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -68,6 +66,11 @@ class FaultyServer:
         """Without a slash at the end."""
         return f"http://127.0.0.1:{self._httpd.server_address[1]}"
 
+    def wait_for(self, num_requests: int) -> None:
+        """Return when so many GETs have arrived."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.requests) >= num_requests, timeout=60)
+
     def close(self) -> None:
         """End the server and all its threads."""
         self.release.set()
@@ -78,9 +81,10 @@ class FaultyServer:
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         """One GET, with the fault whose turn it is."""
         asked = handler.headers.get("Range", "")
-        with self._lock:
+        with self._arrived:
             self.requests.append((handler.path, asked))
             fault = self.faults.pop(0) if self.faults else self.forever
+            self._arrived.notify_all()
         if fault == "reset":
             # Linger 0: the kernel sends RST instead of FIN.
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -103,7 +107,6 @@ class FaultyServer:
         body = content[start:end]
         if fault == "stall":
             _send(handler, 206, body[:10], len(body), start, len(content))
-            self.stalled.set()
             self.release.wait()
         elif fault == "short":
             _send(handler, 206, body[: len(body) // 2], len(body), start, len(content))

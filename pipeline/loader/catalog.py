@@ -103,7 +103,7 @@ def open_shards(uri: str, *, spec: str | None = None) -> ShardFolder:
         ConfigurationError: there are no shards, several, or none of that hash.
         FormatError: dataset.json is malformed.
     """
-    if storage.exists(storage.join(uri, "dataset.json")):
+    if any(storage.exists(storage.join(uri, name)) for name in ("dataset.json", "spec.json")):
         return _read_folder(uri)
     if spec is None:
         specs = the_specs(uri, "shards")
@@ -132,9 +132,15 @@ def _read_folder(uri: str) -> ShardFolder:
             index_crc32c=int(document["index"]["crc32c"]),
         )
     except SourceNotFoundError as exc:
-        raise ConfigurationError(uri, "holds no finished shards", "Run: cope-prep shard DATASET") from exc
+        raise _unfinished(uri) from exc
     except (ValueError, KeyError, TypeError) as exc:
         raise FormatError(document_uri, f"is malformed ({exc})", "Run cope-prep shard.") from exc
+
+
+def _unfinished(uri: str) -> ConfigurationError:
+    return ConfigurationError(
+        uri, "holds no finished shards", f"Run: cope-prep shard {storage.parent(uri, 2)}"
+    )
 
 
 def read_catalog(folder: ShardFolder, *, where: GopFilter | None = None, per_video: bool = False) -> Catalog:
@@ -143,10 +149,14 @@ def read_catalog(folder: ShardFolder, *, where: GopFilter | None = None, per_vid
     per_video: judge a video as a whole, and admit or leave out all its GOPs.
 
     Raises:
-        FormatError, SchemaVersionError: index.parquet is not what dataset.json promises.
+        ConfigurationError: there is no index.parquet.
+        FormatError, SchemaVersionError: it is not what dataset.json promises.
     """
     where = where or GopFilter()
-    table = _read_columns(folder.index_uri, (*_PLACE_COLUMNS, *where.columns()))
+    try:
+        table = _read_columns(folder.index_uri, (*_PLACE_COLUMNS, *where.columns()))
+    except SourceNotFoundError as exc:
+        raise _unfinished(folder.uri) from exc
     shards = dictionary_codes(table["shard"])
     videos = dictionary_codes(table["video_id"])
     names = shards.dictionary.to_pylist()

@@ -5,13 +5,14 @@
 docs/loader.md is the guide.
 """
 
-from cope_prep.pipeline.loader.batch import GopBatch, QABatch, Skipped, TokenCounts
+from cope_prep.pipeline.loader.batch import GopBatch, QABatch, RawBatch, Skipped, TokenCounts
 from cope_prep.pipeline.loader.dataset import GopDataset
 from cope_prep.pipeline.loader.device import DeviceGops, planes_to_rgb, to_device
 from cope_prep.pipeline.loader.filters import GopFilter
 from cope_prep.pipeline.loader.mix import MixPart, read_mix_parts
 from cope_prep.pipeline.loader.order import Shuffle
 from cope_prep.pipeline.loader.qa import QADataset
+from cope_prep.pipeline.loader.raw import RawDataset
 from cope_prep.pipeline.loader.reader import ShardReader
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "MixPart",
     "QABatch",
     "QADataset",
+    "RawBatch",
+    "RawDataset",
     "ShardReader",
     "Shuffle",
     "Skipped",

@@ -120,6 +120,36 @@ class GopBatch:
         return GopBatch.from_buffer(self.buffer.to(device, non_blocking=non_blocking), self.info)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RawBatch:
+    """Samples as they are stored, for those who decode them in their own way."""
+
+    data: torch.Tensor
+    """uint8 [num_bytes]: the tar bytes of the samples, one after the other."""
+    offset_bytes: torch.Tensor
+    """int64 [B + 1]: sample b is `data[offset_bytes[b] : offset_bytes[b + 1]]`."""
+    is_valid: torch.Tensor
+    """bool [B]: False where a sample was skipped; its bytes are zeros."""
+    info: BatchInfo
+    buffer: Buffer
+
+    @classmethod
+    def from_buffer(cls, buffer: Buffer, info: BatchInfo) -> RawBatch:
+        """The batch whose tensors are in `buffer`, by name."""
+        return cls(**buffer.tensors(), info=info, buffer=buffer)
+
+    def __len__(self) -> int:
+        return len(self.is_valid)
+
+    def __reduce__(self) -> tuple[Callable[..., RawBatch], tuple[Buffer, BatchInfo]]:
+        return RawBatch.from_buffer, (self.buffer, self.info)
+
+    def sample(self, index: int) -> memoryview:
+        """The bytes of a sample, not copied; `pipeline.tar.split_sample` gives its members."""
+        start, end = self.offset_bytes[index : index + 2].tolist()
+        return memoryview(self.data[start:end].numpy())
+
+
 GOP_FIELDS = tuple(name for name in GopBatch.__dataclass_fields__ if name not in ("info", "buffer"))
 RUN_FIELDS = ("run_kind", "run_gop", "run_slot", "run_s", "run_tokens", "question_is_valid")
 

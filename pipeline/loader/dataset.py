@@ -26,7 +26,14 @@ from cope_prep.pipeline.loader.merge import merge_whole
 from cope_prep.pipeline.loader.mix import Source, open_mix
 from cope_prep.pipeline.loader.order import DEFAULT_SHUFFLE, Shuffle, compact
 from cope_prep.pipeline.loader.plan import LastBatch
-from cope_prep.pipeline.loader.primitives import GopArrays, GopLayout, WholeGop, decode_whole, load_window
+from cope_prep.pipeline.loader.primitives import (
+    GopArrays,
+    GopLayout,
+    WholeGop,
+    decode_whole,
+    load_window,
+    residual_scale,
+)
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import ByteLimitedCache, SampleStore
 from cope_prep.pipeline.loader.stream import InfoMaker, OnError, StreamDataset
@@ -79,6 +86,7 @@ class GopDataset(StreamDataset[GopBatch]):
         catalog = mix.catalog
         self.geometry = geometry_of(mix.folders, window=window, key_frames=key_frames)
         self._stored_window = mix.folders[0].specs.extract.window
+        self._scale = residual_scale(self.geometry.residual_spec)
         self._tokens = tokens or TokenCounts()
         self._unit: Unit = unit
         chunk_bytes = (shuffle or DEFAULT_SHUFFLE).chunk_bytes
@@ -128,7 +136,9 @@ class GopDataset(StreamDataset[GopBatch]):
             load=self._load,
             on_failure=lambda row, exc: skipped.append(self._failed(row.sample, row.position, exc)),
         )
-        return GopBatch.from_buffer(buffer, make_info.of(rows, skipped, self.store, self.geometry))
+        return GopBatch.from_buffer(
+            buffer, make_info.of([row.sample for row in rows], skipped, self.store, self._scale)
+        )
 
     def _row(self, unit: int, position: int) -> Row:
         if self._unit == "gop":

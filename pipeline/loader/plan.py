@@ -132,17 +132,19 @@ def from_state(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Progres
     for part in found:
         _check_identity(part, identity)
     parts = [Progress(**{name: int(part[name]) for name in Progress.__dataclass_fields__}) for part in found]
-    if len(parts) == 1:
-        return parts[0]
     first = parts[0]
-    if sorted(part.worker for part in parts) != list(range(first.num_workers)):
+    if STATE_KEY in state:
+        return first
+    if first.worker >= 0 and sorted(part.worker for part in parts) != list(range(first.num_workers)):
         raise ConfigurationError(
             "the loader's state", f"holds workers {[part.worker for part in parts]} of {first.num_workers}"
         )
+    # A snapshot may be some batches old: torchdata says how many.
+    num_since = int(state.get("_steps_since_snapshot", 0))
     return Progress(
         epoch=first.epoch,
         consumed=first.consumed,
-        num_steps=sum(part.num_steps for part in parts) + int(state.get("_steps_since_snapshot", 0)),
+        num_steps=sum(part.num_steps for part in parts) + num_since,
         global_batch=first.global_batch,
     )
 

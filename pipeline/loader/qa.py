@@ -20,6 +20,7 @@ from cope_prep.pipeline.loader.gops import geometry_of, gop_row, identities, loa
 from cope_prep.pipeline.loader.mix import MixPart, OpenMix, Source, open_mix
 from cope_prep.pipeline.loader.order import DEFAULT_SHUFFLE, Shuffle, compact
 from cope_prep.pipeline.loader.plan import LastBatch
+from cope_prep.pipeline.loader.primitives import residual_scale
 from cope_prep.pipeline.loader.questions import QuestionPlan, QuestionTexts, plan_questions
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import SampleStore
@@ -75,6 +76,7 @@ class QADataset(StreamDataset[QABatch]):
         if questions_per_visit < 1:
             raise ConfigurationError(f"questions_per_visit {questions_per_visit}", "must be 1 or more")
         catalog = opened.catalog.take(_wanted_gops(opened.catalog, max_gops, span_s, fps=self.geometry.fps))
+        self._scale = residual_scale(self.geometry.residual_spec)
         self._tokens = tokens or TokenCounts()
         reader = reader or ShardReader()
         chunk_bytes = (shuffle or DEFAULT_SHUFFLE).chunk_bytes
@@ -181,7 +183,7 @@ class QADataset(StreamDataset[QABatch]):
         questions = tuple(
             self._texts.record(int(self._part[unit]), int(self._row[unit])) for unit in units.tolist()
         )
-        info = make_info.of(list(rows.values()), skipped, self.store, self.geometry)
+        info = make_info.of(list(rows), skipped, self.store, self._scale)
         return QABatch.from_buffer(buffer, info, questions)
 
 

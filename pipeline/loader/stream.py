@@ -18,11 +18,10 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from cope_prep.pipeline.loader.batch import BatchInfo, Skipped
-from cope_prep.pipeline.loader.collate import Geometry, Row
 from cope_prep.pipeline.loader.mix import part_sizes, unit_copies
 from cope_prep.pipeline.loader.order import Shuffle, compact, visit_order
 from cope_prep.pipeline.loader.plan import LastBatch, Progress, StepPlan, from_state, to_state
-from cope_prep.pipeline.loader.primitives import residual_scale
+from cope_prep.pipeline.loader.primitives import ResidualScale
 from cope_prep.pipeline.loader.samples import SampleStore
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError
 
@@ -313,13 +312,12 @@ class InfoMaker:
         self._state = state
 
     def of(
-        self, rows: Sequence[Row], skipped: Sequence[Skipped], store: SampleStore, geometry: Geometry
+        self, samples: Sequence[int], skipped: Sequence[Skipped], store: SampleStore, scale: ResidualScale
     ) -> BatchInfo:
-        """The BatchInfo of a batch of these rows."""
-        scale = residual_scale(geometry.residual_spec)
+        """The BatchInfo of a batch of these samples."""
         return BatchInfo(
-            keys=tuple(store.key(row.sample) for row in rows),
-            video_ids=tuple(store.catalog.video_id(row.sample) for row in rows),
+            keys=tuple(store.key(sample) for sample in samples),
+            video_ids=tuple(store.catalog.video_id(sample) for sample in samples),
             positions=tuple(self.positions),
             skipped=tuple(skipped),
             residual_offset=scale.offset,

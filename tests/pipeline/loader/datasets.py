@@ -6,6 +6,7 @@ A few generated clips are re-encoded once; each video is one of them under a nam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -20,13 +21,14 @@ from cope_prep.pipeline.shard import build_shard
 from cope_prep.pipeline.shard_plan import ExtractedVideo, plan_shards
 from cope_prep.schemas.arrow import QUESTIONS
 from cope_prep.schemas.records import video_key
-from cope_prep.schemas.specs import EncodeSpec, ExtractSpec, ShardSpec
+from cope_prep.schemas.specs import DctResidual, EncodeSpec, ExtractSpec, ShardSpec
 
 SPECS = Specs(
     encode=EncodeSpec(width_px=96, height_px=64, gop_size=32, preset="ultrafast"),
     extract=ExtractSpec(window=4),  # 8 anchors a GOP, as at the real settings
     shard=ShardSpec(target_bytes=200_000),
 )
+OTHER_SPECS = replace(SPECS, extract=ExtractSpec(window=4, residual=DctResidual(quality=50)))
 CLIP_FRAMES = (32, 70, 100, 7)
 """1, 3, 4 and 1 GOPs; the last ones of 70 and 100 are short, and so is the only one of 7."""
 KINDS = ("cap", "oe", "mc")

@@ -39,6 +39,13 @@ TEMPORARY_PREFIX = ".tmp-"
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _CHUNK_BYTES = 1 << 20
 
+_KEPT: dict[int, AbstractFileSystem] = {}
+"""The asynchronous stores in use, for good, by id().
+
+In a forked child fsspec lets go of the parent's stores. Their finalizers would wait a second each for an event
+loop that has no thread there, and take the parent's sockets out of the epoll that both share.
+"""
+
 _VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 """What the fsspec backends call it, best first: s3, gcs and azure, sftp, then those without an etag."""
 
@@ -86,6 +93,8 @@ def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
         raise ConfigurationError(
             uri, f"this kind of URL cannot be used ({exc})", "Check the URL, or install its fsspec package."
         ) from exc
+    if fs.async_impl:
+        _KEPT[id(fs)] = fs
     fs.invalidate_cache(path)  # other processes write to the same store
     return fs, path
 

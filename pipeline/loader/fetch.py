@@ -8,8 +8,7 @@ answers a range with the whole file (each chunk would move the whole shard).
 others (memory, sftp) run plainly and have only their own time limits: a thread that hangs cannot be ended.
 Stores also retry by themselves, s3fs up to five times; all of that counts as one request here, in one time limit.
 
-fsspec keeps its connections per process and gives a forked child new ones; all threads share them. What the
-child inherits must not be finalized there, see `_KEPT`.
+fsspec keeps its connections per process and gives a forked child new ones; all threads share them.
 """
 
 from __future__ import annotations
@@ -84,14 +83,6 @@ class RetryPolicy:
 DEFAULT_RETRY = RetryPolicy()
 
 
-_KEPT: dict[int, AbstractFileSystem] = {}
-"""The asynchronous stores in use, for good, by id().
-
-In a forked child fsspec lets go of the parent's stores. Their finalizers would wait a second each for an event
-loop that has no thread there, and take the parent's sockets out of the epoll that both share.
-"""
-
-
 class _RangeIgnoredError(Exception):
     """The server answered a range with the whole file."""
 
@@ -138,7 +129,6 @@ def _request(
 ) -> bytes:
     span: dict[str, Any] = {"start": offset_bytes, "end": offset_bytes + size_bytes}
     if isinstance(fs, AsyncFileSystem):
-        _KEPT[id(fs)] = fs
         protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         if protocols & {"http", "https"}:
             # aiohttp calls this when the headers are there, before the body has moved.

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from cope_prep.pipeline.loader.catalog import Catalog
+from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder
 from cope_prep.pipeline.loader.order import cut_chunks
 from cope_prep.pipeline.loader.reader import Extent, ShardReader
 from cope_prep.pipeline.tar import split_sample
@@ -22,6 +22,8 @@ from cope_prep.schemas.wire import decode_gop
 
 MAX_GAP_BYTES = 256 << 10
 """Unwanted bytes between two samples that are read along, rather than asking a store twice."""
+
+_MAX_EXTENTS = 1 << 14
 
 V = TypeVar("V")
 
@@ -73,23 +75,33 @@ class SampleStore:
         last = np.append(self.chunk_first[1:], len(catalog)) - 1
         self.chunk_bytes = (ends[last] - catalog.offset_bytes[self.chunk_first]).astype(np.int64)
         """int64 [num_chunks]: size of each chunk's extent."""
+        self._extents: dict[int, Extent] = {}
+        self._wanted: list[int] = []
         self._kept: ByteLimitedCache[GopRecord] = ByteLimitedCache(keep_bytes, _record_bytes)
 
     def extent(self, chunk: int) -> Extent:
         """Where a chunk lies."""
-        first = self.chunk_first[chunk]
-        shard = self.catalog.shard[first]
-        return Extent(
-            uri=self.catalog.shard_uris[shard],
-            shard_bytes=int(self.catalog.shard_bytes[shard]),
-            offset_bytes=int(self.catalog.offset_bytes[first]),
-            size_bytes=int(self.chunk_bytes[chunk]),
-        )
+        extent = self._extents.get(chunk)
+        if extent is None:
+            first = self.chunk_first[chunk]
+            shard = self.catalog.shard[first]
+            extent = Extent(
+                uri=self.catalog.shard_uris[shard],
+                shard_bytes=int(self.catalog.shard_bytes[shard]),
+                offset_bytes=int(self.catalog.offset_bytes[first]),
+                size_bytes=int(self.chunk_bytes[chunk]),
+            )
+            if len(self._extents) == _MAX_EXTENTS:
+                self._extents.clear()
+            self._extents[chunk] = extent
+        return extent
 
-    def prefetch(self, samples: Iterable[int]) -> None:
-        """Say which samples are wanted next, soonest first."""
-        chunks = dict.fromkeys(int(self.chunk[sample]) for sample in samples)
-        self.reader.prefetch([self.extent(chunk) for chunk in chunks])
+    def prefetch(self, chunks: Iterable[int]) -> None:
+        """Say which chunks are wanted next, all of them, soonest first."""
+        wanted = list(dict.fromkeys(chunks))
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self.reader.prefetch([self.extent(chunk) for chunk in wanted])
 
     def key(self, sample: int) -> str:
         """WebDataset key of a sample."""
@@ -98,6 +110,9 @@ class SampleStore:
     def shard_uri(self, sample: int) -> str:
         """URI of the shard that holds a sample."""
         return self.catalog.shard_uris[self.catalog.shard[sample]]
+
+    def _folder(self, sample: int) -> ShardFolder:
+        return self.catalog.folders[self.catalog.shard_folder[self.catalog.shard[sample]]]
 
     def block(self, sample: int) -> bytes:
         """A sample's bytes as they are in the shard, verified against the index.
@@ -113,6 +128,7 @@ class SampleStore:
             int(catalog.size_bytes[sample]),
             crc32c=int(catalog.crc32c[sample]),
             name=self.key(sample),
+            expected_spec=self._folder(sample).spec_hash,
         )
 
     def record(self, sample: int) -> GopRecord:
@@ -123,8 +139,7 @@ class SampleStore:
         key = self.key(sample)
         found_key, members = split_sample(self.block(sample), name=key)
         record = decode_gop(members, key=key)
-        catalog = self.catalog
-        folder = catalog.folders[catalog.shard_folder[catalog.shard[sample]]]
+        catalog, folder = self.catalog, self._folder(sample)
         if found_key != key or record.spec_hash != folder.spec_hash:
             raise FormatError(
                 self.shard_uri(sample),

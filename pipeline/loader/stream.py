@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -201,14 +202,16 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
         if worker == 0 and self._rank == 0:
             self._announce(begun.epoch, plan, composition)
         self._progress = begun
-        num_asked = begun.num_steps
+        ahead: deque[list[int]] = deque()  # chunks of this worker's step and of the next few
         for num_done in itertools.count(begun.num_steps):
             step = worker + num_done * num_workers
             if step >= plan.num_steps:
                 return
-            while num_asked <= num_done + PREFETCH_STEPS:
-                self._prefetch(order, plan, worker + num_asked * num_workers)
-                num_asked += 1
+            while len(ahead) <= PREFETCH_STEPS:
+                later = step + len(ahead) * num_workers
+                ahead.append(self._chunks(order[plan.positions(later)]) if later < plan.num_steps else [])
+            self.store.prefetch(itertools.chain.from_iterable(ahead))
+            ahead.popleft()
             positions = plan.positions(step)
             after = Progress(epoch=begun.epoch, consumed=plan.consumed_after(step + 1))
             make_info = InfoMaker(positions, to_state(after, self._identity, composition))
@@ -274,10 +277,10 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
         )
         return order if units is None else units[order]
 
-    def _prefetch(self, order: np.ndarray, plan: StepPlan, step: int) -> None:
-        if step < plan.num_steps:
-            units = order[plan.positions(step)]
-            self.store.prefetch(sample for unit in units for sample in self._samples_of(int(unit)))
+    def _chunks(self, units: np.ndarray) -> list[int]:
+        return [
+            chunk for unit in units.tolist() for chunk in self.store.chunk[self._samples_of(unit)].tolist()
+        ]
 
     def _announce(self, epoch: int, plan: StepPlan, composition: list[dict[str, Any]]) -> None:
         parts = ", ".join(f"{part['num_units']} of {part['name']}" for part in composition)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,12 @@ def _load(name: str) -> ModuleType:
         sys.modules[full_name] = module
         spec.loader.exec_module(module)
     return sys.modules[full_name]
+
+
+@pytest.fixture(scope="session")
+def load_helper() -> Callable[[str], ModuleType]:
+    """`load_helper("http_faults")`: a module beside the tests."""
+    return _load
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ for epoch in range(3):
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
@@ -99,7 +100,7 @@ class GopDataset(StreamDataset[GopBatch]):
             self._sample_of_unit = np.repeat(np.arange(len(catalog)), num_windows)
             part, chunk = part[self._sample_of_unit], chunk[self._sample_of_unit]
             chunk = compact(chunk)  # without those of GOPs that have no window
-        self._whole: ByteLimitedCache[WholeGop] = ByteLimitedCache(keep_bytes, lambda gop: gop.nbytes)
+        self._whole: ByteLimitedCache[WholeGop] = ByteLimitedCache(keep_bytes, attrgetter("nbytes"))
         super().__init__(
             store,
             chunk_of_unit=chunk,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import select
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from cope_prep.pipeline.layout import Layout
-from cope_prep.pipeline.loader import GopDataset
+from cope_prep.pipeline.loader import GopDataset, QADataset
 
 WORLD_SIZE = 4
 
@@ -84,6 +85,17 @@ def test_four_ranks_with_uneven_shards_finish_three_epochs(small: Layout, tmp_pa
         seen = [key for lines in outputs for line in lines[first : first + steps] for key in line.split()[1:]]
         assert len(seen) == steps * 8
         assert len(set(seen)) == {"drop": 88, "wrap": 90}[last]
+
+
+@pytest.mark.parametrize("kind", [GopDataset, QADataset])
+def test_spawned_workers_give_the_same_batches(small: Layout, kind: type[GopDataset] | type[QADataset]):
+    """Spawned: the dataset travels by pickle."""
+    data = kind(small.dataset, batch_size=8)
+    batches = DataLoader(data, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    seen = [batch.info.keys for batch in batches]
+    assert len(seen) == len(data)
+    assert seen == [batch.info.keys for batch in data]
+    assert len(pickle.dumps(data)) < 1 << 20
 
 
 def test_killed_worker_is_an_error_and_not_a_hang(small: Layout):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cope_prep.jobs import cli_look, report
+from cope_prep.jobs import cli_loader, cli_look, report
 from cope_prep.jobs import options as opt
 from cope_prep.jobs.demo import demo
 from cope_prep.jobs.extract import run_extract
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 manifest_app = typer.Typer(no_args_is_help=True, help="List a new dataset's source videos and questions.")
 app.add_typer(manifest_app, name="manifest")
+app.add_typer(cli_loader.mix_app, name="mix")
 
 
 def main() -> None:
@@ -269,4 +270,5 @@ def run(
 app.command()(cli_look.status)
 app.command()(cli_look.verify)
 app.command()(cli_look.inspect)
+app.command()(cli_loader.simulate)
 app.command()(demo)

@@ -132,7 +132,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a run like Ctrl-C, with another exit code."""
 
 
-def _override(base: BaseModel, **given: Any) -> Any:
+def override(base: BaseModel, **given: Any) -> Any:
     """The spec with some values changed, checked."""
     values = base.model_dump() | {name: value for name, value in given.items() if value is not None}
     try:
@@ -170,7 +170,7 @@ def encode_spec(
         if match is None:
             raise ConfigurationError(f"--size {size}", "is not WxH", "For instance --size 384x384.")
         width_px, height_px = int(match[1]), int(match[2])
-    return _override(
+    return override(
         base,
         codec=codec,
         fps=fps,
@@ -187,7 +187,7 @@ def extract_spec(
     *, window: int | None, block: int | None, residual: str | None, iframe: str | None
 ) -> ExtractSpec:
     """ExtractSpec of the flags."""
-    return _override(
+    return override(
         ExtractSpec(),
         window=window,
         motion_block_px=block,
@@ -199,7 +199,7 @@ def extract_spec(
 def shard_spec(*, shard_bytes: str | None, seed: int | None) -> ShardSpec:
     """ShardSpec of the flags."""
     target_bytes = None if shard_bytes is None else parse_bytes(shard_bytes)
-    return _override(ShardSpec(), target_bytes=target_bytes, seed=seed)
+    return override(ShardSpec(), target_bytes=target_bytes, seed=seed)
 
 
 def whole_specs(*, encode: EncodeSpec, extract: ExtractSpec, shard: ShardSpec | None = None) -> Specs:
@@ -218,12 +218,28 @@ for _power, _letter in enumerate("KMGT", start=1):
     _UNITS |= {f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power}
 
 
-def parse_bytes(text: str) -> int:
+def parse_bytes(text: str, *, flag: str = "--shard-bytes") -> int:
     """`512MiB`, `1.5GB` or `1000000` -> bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     if match is None or match[2].upper() not in _UNITS:
-        raise ConfigurationError(f"--shard-bytes {text}", "is not a size", "For instance 512MiB, 1GB.")
+        raise ConfigurationError(f"{flag} {text}", "is not a size", "For instance 512MiB, 1GB.")
     return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def parse_rate(text: str, *, flag: str) -> int:
+    """`2GB/s` or `500MiB/s` -> bytes a second."""
+    size, slash, second = text.strip().partition("/")
+    if re.search(r"[a-zA-Z]", size) and size.rstrip()[-1] == "b":
+        raise ConfigurationError(
+            f"{flag} {text}", "is bits", "Divide by 8 and write bytes: 16 Gb/s is 2GB/s."
+        )
+    try:
+        rate = parse_bytes(size, flag=flag)
+    except ConfigurationError:
+        rate = 0
+    if rate < 1 or (slash and second.strip() != "s"):
+        raise ConfigurationError(f"{flag} {text}", "is not a rate", "For instance 2GB/s or 500MiB/s.")
+    return rate
 
 
 def choose_specs(dataset: str, stage: str, spec_hash: str | None) -> Specs:

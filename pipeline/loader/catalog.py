@@ -20,7 +20,7 @@ from cope_prep.pipeline.layout import Layout, Specs, find_specs, read_specs, the
 from cope_prep.pipeline.loader.filters import GopFilter
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError, SourceNotFoundError
-from cope_prep.schemas.specs import SCHEMA_VERSION, spec_hash
+from cope_prep.schemas.specs import SCHEMA_VERSION
 
 _PLACE_COLUMNS = (
     "shard", "video_id", "gop_index", "start_s", "num_frames", "width_px", "height_px", "offset_bytes",
@@ -34,14 +34,11 @@ class ShardFolder:
 
     uri: str
     specs: Specs
+    spec_hash: str
+    """Of EncodeSpec and ExtractSpec: what every sample's .json names."""
     shard_bytes: dict[str, int]
     """Size of each shard by file name."""
     index_crc32c: int
-
-    @property
-    def spec_hash(self) -> str:
-        """Hash of EncodeSpec and ExtractSpec: what every sample's .json names."""
-        return spec_hash(self.specs.encode, self.specs.extract)
 
     @property
     def index_uri(self) -> str:
@@ -125,9 +122,11 @@ def _read_folder(uri: str) -> ShardFolder:
                 f"has schema version {document['schema_version']}, this is {SCHEMA_VERSION}",
                 "Update cope-prep.",
             )
+        specs = read_specs(storage.join(uri, "spec.json"))
         return ShardFolder(
             uri=uri,
-            specs=read_specs(storage.join(uri, "spec.json")),
+            specs=specs,
+            spec_hash=specs.hash_of("extract"),
             shard_bytes={shard["name"]: int(shard["bytes"]) for shard in document["shards"]},
             index_crc32c=int(document["index"]["crc32c"]),
         )

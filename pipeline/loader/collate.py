@@ -147,7 +147,7 @@ class _Target:
         num_pictures, num_deltas, num_anchors = row.num_pictures, layout.num_deltas, layout.num_anchors
         if self._is_smaller:
             zero = GREY if self._arrays["residual"].dtype == np.uint8 else 0
-            place_planes(self.own.pictures, self._arrays["pictures"], luma=0, chroma=GREY)
+            place_planes(self.own.pictures, self._arrays["pictures"], luma=0, chroma=GREY, is_picture=True)
             place_planes(self.own.residual, self._arrays["residual"], luma=zero, chroma=zero)
         for name in ("motion", "motion_step_px", "intra", "residual"):
             self._arrays[name][num_deltas:] = 0
@@ -169,8 +169,14 @@ class _Target:
         self._arrays[name][count:] = PAD
 
 
-def place_planes(source: np.ndarray, target: np.ndarray, *, luma: int, chroma: int) -> None:
-    """Put planes [n, 3h/2, w] at the top left of larger ones [n, 3H/2, W]; the rest is filled."""
+def place_planes(
+    source: np.ndarray, target: np.ndarray, *, luma: int, chroma: int, is_picture: bool = False
+) -> None:
+    """Put planes [n, 3h/2, w] at the top left of larger ones [n, 3H/2, W]; the rest is filled.
+
+    Of a picture the last row and column of chroma are there twice: brought to full size bilinearly, it then ends
+    as at the picture's own edge.
+    """
     height, width = source.shape[-2] * 2 // 3, source.shape[-1]
     full_height, full_width = target.shape[-2] * 2 // 3, target.shape[-1]
     target = target[: len(source)]
@@ -181,3 +187,8 @@ def place_planes(source: np.ndarray, target: np.ndarray, *, luma: int, chroma: i
     target[:, full_height:bottom, : width // 2] = source[:, height:, : width // 2]
     v_start = full_width // 2
     target[:, full_height:bottom, v_start : v_start + width // 2] = source[:, height:, width // 2 :]
+    if not is_picture:
+        return
+    for plane in (target[:, full_height:, :v_start], target[:, full_height:, v_start:]):
+        plane[:, :, width // 2 : width // 2 + 1] = plane[:, :, width // 2 - 1 : width // 2]
+        plane[:, height // 2 : height // 2 + 1] = plane[:, height // 2 - 1 : height // 2]

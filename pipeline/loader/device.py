@@ -27,7 +27,7 @@ class DeviceGops:
     """A batch's numbers, ready for a model; masks, times and layout are in `batch`. Letters as in batch.py."""
 
     rgb: torch.Tensor
-    """float [B, K, 3, H, W] in [0, 1]."""
+    """float [B, K, 3, H, W] in [0, 1]; black where `batch.size_px` ends, or there is no picture."""
     motion_px: torch.Tensor
     """float [B, P, 2, Hb, Wb]: (x, y) in pixels, backward."""
     intra: torch.Tensor
@@ -49,13 +49,22 @@ def to_device(
     scale = gops.info.residual_scale / 255
     motion_px = gops.motion.to(dtype) * gops.motion_step_px.to(dtype)[..., None, None, None]
     return DeviceGops(
-        rgb=planes_to_rgb(gops.pictures, dtype=dtype) * gops.picture_mask[..., None, None, None],
+        rgb=planes_to_rgb(gops.pictures, dtype=dtype) * _inside(gops),
         motion_px=motion_px.movedim(-1, -3),
         intra=gops.intra,
         residual_y=_scaled(residual_y, gops, scale, dtype),
         residual_uv=_scaled(residual_uv, gops, scale, dtype),
         batch=gops,
     )
+
+
+def _inside(gops: GopBatch) -> torch.Tensor:
+    """bool [B, K, 1, H, W]: where there is a picture, and no padding."""
+    height, width = gops.pictures.shape[-2] * 2 // 3, gops.pictures.shape[-1]
+    rows = torch.arange(height, device=gops.size_px.device) < gops.size_px[:, :1]
+    columns = torch.arange(width, device=gops.size_px.device) < gops.size_px[:, 1:]
+    inside = rows[:, :, None] & columns[:, None, :]
+    return gops.picture_mask[..., None, None, None] & inside[:, None, None]
 
 
 def _scaled(residual: torch.Tensor, gops: GopBatch, scale: float, dtype: torch.dtype) -> torch.Tensor:

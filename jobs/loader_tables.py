@@ -190,4 +190,4 @@ def _nodes_text(node_bytes: Sequence[int]) -> str:
         return format_bytes(node_bytes[0])
     mean = sum(node_bytes) / len(node_bytes)
     least, most = min(node_bytes), max(node_bytes)
-    return f"mean {format_bytes(mean)}, {format_bytes(least)} to {format_bytes(most)}"
+    return f"{format_bytes(mean)} ({format_bytes(least)} to {format_bytes(most)})"

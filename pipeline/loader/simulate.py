@@ -301,7 +301,7 @@ def _warnings(cluster: Cluster, steps: StepPlan) -> Iterator[str]:
     if lanes % batch and batch % lanes:
         yield (
             f"the global batch of {batch} and {lanes} lanes do not divide each other: every node meets every"
-            f" shard. Use --lanes {-(-lanes // batch) * batch}"
+            f" shard. Use --lanes {max(round(lanes / batch), 1) * batch}"
         )
     elif batch > lanes:
         yield (

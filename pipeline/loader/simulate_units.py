@@ -104,6 +104,7 @@ def open_index(uri: str, *, spec: str | None, bare_specs: Specs | None) -> Shard
         return BareIndex(
             uri=folder,
             specs=bare_specs or Specs(),
+            spec_hash="",
             shard_bytes=dict.fromkeys(_shard_names(uri), 0),
             index_crc32c=0,
             index=uri,
@@ -188,5 +189,6 @@ def _shard_names(uri: str) -> list[str]:
     try:
         with storage.open_read(uri) as file:
             return pq.read_table(file, columns=["shard"])["shard"].unique().to_pylist()
-    except (pa.ArrowInvalid, KeyError) as exc:
-        raise FormatError(uri, f"is not an index of shards ({exc})") from exc
+    except pa.ArrowInvalid as exc:
+        found = str(exc).partition("\n")[0]
+        raise FormatError(uri, f"is not an index of shards ({found})") from exc

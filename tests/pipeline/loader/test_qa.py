@@ -470,6 +470,28 @@ def test_mix_of_two_datasets_keeps_questions_with_their_own_videos(
         assert fitting == composition
 
 
+@pytest.mark.xfail(strict=True, reason="unit_copies puts the copies of a unit side by side")
+def test_a_visit_does_not_hold_a_question_twice(small: Layout, reader: ShardReader) -> None:
+    part = MixPart(dataset=small.dataset, weight=2.0)
+    dataset = QADataset(part, batch_size=3, questions_per_visit=3, reader=reader)
+    num_distinct = [len({question.question_id for question in batch.questions}) for batch in dataset]
+    assert num_distinct == [3] * 80
+
+
+@pytest.mark.xfail(strict=True, reason="the identity knows the number of questions, not which")
+def test_state_of_other_questions_of_the_same_number_fails(
+    small: Layout, reader: ShardReader, tmp_path: Path
+) -> None:
+    path = "0_30_s_academic_v0_1/0_30_s_academic_v0_1_cap_processed.json"
+    datasets = []
+    for strategy in ("first:7", "end:7"):
+        mix = tmp_path / f"{strategy}.yaml"
+        mix.write_text(f"datasets: [{{json_path: {path}, sampling_strategy: '{strategy}'}}]")
+        datasets.append(QADataset(small.dataset, mix=str(mix), reader=reader))
+    with pytest.raises(ConfigurationError, match="belongs to another order"):
+        datasets[1].load_state_dict(datasets[0].state_dict())
+
+
 def test_workers_hand_over_the_same_batches(small: Layout, reader: ShardReader) -> None:
     dataset = QADataset(small.dataset, batch_size=8, key_frames=2, reader=reader)
     alone = list(dataset)

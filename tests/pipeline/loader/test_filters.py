@@ -131,9 +131,9 @@ def test_gops_without_windows_have_figures_of_zero(indexed: Layout) -> None:
     without = {(row["video_id"], row["gop_index"]) for row in rows_of(indexed) if row["num_windows"] == 0}
     assert without
     for bounds in ({"max_motion_px": 0.0}, {"max_residual_energy": 0.0}):
-        assert set(admitted(indexed, GopFilter(**bounds))) == without
+        assert set(admitted(indexed, GopFilter.model_validate(bounds))) == without
     for bounds in ({"min_motion_px": 1e-6}, {"min_residual_energy": 1e-6}):
-        assert without.isdisjoint(admitted(indexed, GopFilter(**bounds)))
+        assert without.isdisjoint(admitted(indexed, GopFilter.model_validate(bounds)))
     assert without <= set(admitted(indexed, GopFilter(max_clipped_share=0.0)))
 
 

@@ -54,7 +54,7 @@ def test_another_choice_in_each_epoch_and_seed_and_the_same_for_the_same() -> No
 
 
 def test_every_unit_has_its_turn_about_as_often() -> None:
-    shown = sum(copies(epoch) for epoch in range(400))
+    shown = np.sum([copies(epoch) for epoch in range(400)], axis=0)
     of_quarter = shown[PART_OF_UNIT == 0]
     assert of_quarter.sum() == 400 * 10
     # Binomial(400, 1/4): mean 100, standard deviation 8.7.

@@ -136,7 +136,7 @@ def simulate(
         first_batch=_first_batch(first_steps, plan_s, cluster.bandwidth),
         balance=balance,
         epochs=tuple(epochs),
-        warnings=tuple(_warnings(cluster, steps)),
+        warnings=tuple(_warnings(units, cluster, steps)),
     )
 
 
@@ -293,18 +293,30 @@ def _balance(units: EpochUnits, order: np.ndarray, steps: StepPlan, tokens: np.n
     )
 
 
-def _warnings(cluster: Cluster, steps: StepPlan) -> Iterator[str]:
-    if cluster.num_nodes == 1:
-        return
-    lanes = min(cluster.shuffle.lanes, steps.num_units)
+def _warnings(units: EpochUnits, cluster: Cluster, steps: StepPlan) -> Iterator[str]:
     batch = steps.global_batch
+    lanes = min(cluster.shuffle.lanes, steps.num_units)
+    node_lanes = lanes
     if lanes % batch and batch % lanes:
+        if cluster.num_nodes > 1:
+            yield (
+                f"the global batch of {batch} and {lanes} lanes do not divide each other: every node meets every"
+                f" shard. Use --lanes {max(round(lanes / batch), 1) * batch}"
+            )
+    else:
+        places_per_node = min(cluster.ranks_per_node, cluster.num_ranks) * cluster.batch_size
+        node_lanes = min(places_per_node * max(lanes // batch, 1), lanes)
+        if batch > lanes and cluster.num_nodes > 1:
+            yield (
+                f"the global batch of {batch} is {batch // lanes} times the {lanes} lanes: as many ranks read"
+                f" each byte, maybe on as many nodes. Use --lanes {batch}"
+            )
+    # A window of chunks is open in each lane, and the one that the window is moving on to.
+    open_chunks = min(node_lanes * (cluster.shuffle.window_chunks + 1), len(units.chunk_bytes))
+    open_bytes = int(open_chunks * units.chunk_bytes.mean())
+    if cluster.cache_bytes < open_bytes:
         yield (
-            f"the global batch of {batch} and {lanes} lanes do not divide each other: every node meets every"
-            f" shard. Use --lanes {max(round(lanes / batch), 1) * batch}"
-        )
-    elif batch > lanes:
-        yield (
-            f"the global batch of {batch} is {batch // lanes} times the {lanes} lanes: as many ranks read each"
-            f" byte, maybe on as many nodes. Use --lanes {batch}"
+            f"a node reads from {open_chunks} chunks at a time, {open_bytes / 1e9:.1f} GB, and its cache holds"
+            f" {cluster.cache_bytes / 1e9:.1f} GB: it fetches the same chunks again and again. Raise --cache, or"
+            " lower --lanes, --window-chunks or --chunk-bytes"
         )

@@ -27,7 +27,7 @@ from cope_prep.pipeline.loader.simulate_units import (
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import ConfigurationError, FormatError
 
-SHUFFLE = Shuffle(lanes=6, chunk_bytes=1 << 16, window_chunks=2)
+SHUFFLE = Shuffle(lanes=12, chunk_bytes=1 << 16, window_chunks=2)
 TOKENS = {"key_frames": 1, "picture_tokens": 210, "delta_tokens": 8}
 
 
@@ -255,6 +255,15 @@ def test_lanes_that_the_batch_divides_save_fetches(small: Layout) -> None:
     few = Shuffle(lanes=6, chunk_bytes=1 << 16)
     assert "2 times the 6 lanes" in run(units_of(small, "gops", shuffle=few), shuffle=few).warnings[0]
     assert run(units_of(small, "gops", shuffle=does_not), shuffle=does_not, ranks_per_node=6).warnings == ()
+
+
+def test_cache_smaller_than_what_is_open_is_warned_of(small: Layout) -> None:
+    units = units_of(small, "gops")
+    open_bytes = int(12 / 3 * (2 + 1) * units.chunk_bytes.mean())
+    enough, too_small = (run(units, cache_bytes=num_bytes) for num_bytes in (open_bytes, open_bytes // 2))
+    assert enough.warnings == ()
+    assert "reads from 12 chunks at a time" in too_small.warnings[0]
+    assert too_small.epochs[0].egress > enough.epochs[0].egress
 
 
 def test_slow_line_makes_the_model_wait(small: Layout) -> None:

@@ -10,7 +10,8 @@ the round. Sections, with their targets:
     torchcodec   the same against its RGB at 1 FPS from the same file, one thread: 10 x
     raw          samples a second of 2 workers, shuffled, bytes as they are: 1.2 x the faster of MosaicML
                  Streaming and LitData
-    decoded      the same with decompression and collation by the same functions: 1.0 x
+    decoded      the same with decompression, and collation by the same functions (`ours`): 1.0 x; `stack` is what
+                 a peer's user would write, torch's own collation of arrays
     limit        against untarring and decompressing in storage order, no batches, no tensors, one process: 0.7 x
     start        from GopDataset(...) to its first batch on the index of 178,510 videos, fresh processes: 2 s
     memory       RSS of 2 workers over 3 epochs: flat
@@ -46,6 +47,7 @@ from loader_memory import measure_memory
 from loader_peers import (
     NUM_WORKERS,
     AsGops,
+    AsStack,
     as_bytes,
     as_tensor,
     lit_loader,
@@ -141,9 +143,12 @@ def bench_decoded(data: LoaderData, arguments: argparse.Namespace) -> dict:
     """Against the peers, decompressed and collated by the same functions."""
     folders = write_peers(data)
     dataset = GopDataset(data.uri, batch_size=PEER_BATCH_SIZE)
-    loaders = {"ours": our_loader(dataset)} | peer_loaders(folders, AsGops(dataset.geometry))
+    loaders = {"ours": our_loader(dataset)}
+    loaders |= peer_loaders(folders, AsGops(dataset.geometry), suffix=", ours")
+    loaders |= peer_loaders(folders, AsStack(dataset.geometry), suffix=", stack")
     rates = epochs(loaders, arguments)
-    return summarize(rates, peer_ratios(["mosaic", "litdata"], 1.0))
+    stacked = {"over the faster peer, stack": ("ours", ["mosaic, stack", "litdata, stack"], None)}
+    return summarize(rates, peer_ratios(["mosaic, ours", "litdata, ours"], 1.0) | stacked)
 
 
 def our_loader(dataset: GopDataset | RawDataset) -> DataLoader:

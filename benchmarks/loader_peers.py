@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 from loader_data import LoaderData
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from cope_prep.pipeline.loader.batch import BatchInfo, GopBatch, TokenCounts
 from cope_prep.pipeline.loader.buffer import Buffer
 from cope_prep.pipeline.loader.collate import Geometry, Row, fill_gops, gop_arrays
 from cope_prep.pipeline.loader.gops import layout_of
-from cope_prep.pipeline.loader.primitives import load_gop
+from cope_prep.pipeline.loader.primitives import allocate, load_gop
 from cope_prep.pipeline.tar import split_sample
 from cope_prep.schemas.wire import decode_gop
 
@@ -100,7 +100,8 @@ def mosaic_loader(folder: Path, *, batch_size: int, collate: Callable) -> DataLo
     dataset = streaming.StreamingDataset(
         local=str(folder), shuffle=True, batch_size=batch_size, num_canonical_nodes=1
     )
-    return streaming.StreamingDataLoader(
+    # Not its StreamingDataLoader, which adds only a count of samples, and counts those of lists and tensors alone.
+    return DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=NUM_WORKERS,
@@ -197,10 +198,46 @@ class AsGops:
         return GopBatch.from_buffer(buffer, info)
 
 
+class AsStack:
+    """The batch as a user of a peer would make it: arrays of each GOP, then torch's own collation."""
+
+    def __init__(self, geometry: Geometry) -> None:
+        self._geometry = geometry
+
+    def __call__(self, samples: Sequence[bytes]) -> dict[str, torch.Tensor]:
+        return default_collate([self._load(bytes(sample)) for sample in samples])
+
+    def _load(self, sample: bytes) -> dict[str, Any]:
+        geometry = self._geometry
+        record = decode_gop(split_sample(sample, name="sample")[1])
+        layout = layout_of(geometry, num_frames=record.num_frames, start_s=record.start_s)
+        arrays = allocate(
+            num_pictures=layout.num_pictures,
+            num_deltas=layout.num_deltas,
+            height_px=record.height_px,
+            width_px=record.width_px,
+            block_px=record.block_px,
+            window=record.window,
+            residual_spec=record.residual_spec,
+        )
+        load_gop(record, layout=layout, out=arrays)
+        return {
+            "pictures": arrays.pictures,
+            "motion": arrays.motion,
+            "motion_step_px": arrays.motion_step_px,
+            "intra": arrays.intra,
+            "residual": arrays.residual,
+            "anchor_s": layout.anchor_s,
+            "is_picture": layout.is_picture,
+        }
+
+
 def _fail(row: Row, exc: Exception) -> None:
     raise exc
 
 
 def num_samples(batch: Any) -> int:
     """Samples of a batch of any of these loaders."""
+    if isinstance(batch, dict):
+        return len(batch["pictures"])
     return len(batch[1]) if isinstance(batch, tuple) else len(batch)

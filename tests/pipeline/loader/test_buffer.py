@@ -88,17 +88,19 @@ def test_buffer_is_handed_to_another_process_as_shared_memory() -> None:
     assert not buffer.memory.any()  # the same memory, not a copy of it
 
 
-class _Buffers(IterableDataset[Buffer]):
-    def __iter__(self) -> Iterator[Buffer]:
+class _Buffers(IterableDataset[tuple[Buffer, bool]]):
+    def __iter__(self) -> Iterator[tuple[Buffer, bool]]:
         for _ in range(3):
-            yield filled()[0]
+            buffer, _ = filled()
+            yield buffer, buffer.memory.is_shared()  # before it is sent: sending shares it in any case
 
 
 def test_worker_allocates_shared_memory() -> None:
     _, expected = filled()
     found = list(DataLoader(_Buffers(), batch_size=None, num_workers=1))
     assert len(found) == 3
-    for buffer in found:
+    for buffer, was_shared in found:
+        assert was_shared
         assert buffer.memory.is_shared()
         assert_holds(buffer, expected)
     assert not filled()[0].memory.is_shared()  # nobody to share it with

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
@@ -223,26 +222,42 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
 
 
 def _read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+    names = list(dict.fromkeys(columns))
+    return read_parquet(
+        uri, INDEX, names, dictionary=[name for name in ("shard", "video_id") if name in names]
+    )
+
+
+def read_parquet(
+    uri: str, schema: pa.Schema, columns: Sequence[str], *, dictionary: Sequence[str] = ()
+) -> pa.Table:
+    """Some columns of a table that must have them as `schema` does; those of `dictionary` as codes.
+
+    Raises:
+        SourceNotFoundError: there is no such table.
+        FormatError: it is not a Parquet file.
+        SchemaVersionError: it was written by a newer version, or lacks a column.
+    """
     with storage.open_read(uri) as file:
         try:
-            parquet = pq.ParquetFile(file)
-            found = int((parquet.schema_arrow.metadata or {}).get(b"cope_prep.schema_version", b"0"))
-            if found > SCHEMA_VERSION:
+            found = pq.read_schema(file)
+            version = int((found.metadata or {}).get(b"cope_prep.schema_version", b"0"))
+            if version > SCHEMA_VERSION:
                 raise SchemaVersionError(
-                    uri, f"has schema version {found}, this is {SCHEMA_VERSION}", "Update cope-prep."
+                    uri, f"has schema version {version}, this is {SCHEMA_VERSION}", "Update cope-prep."
                 )
-            table = parquet.read(columns=list(dict.fromkeys(columns)))
+            for name in columns:
+                if name not in found.names or found.field(name).type != schema.field(name).type:
+                    raise SchemaVersionError(uri, f"has no column {name} of type {schema.field(name).type}")
+            file.seek(0)
+            return pq.ParquetFile(file, read_dictionary=list(dictionary)).read(columns=list(columns))
         except (pa.ArrowInvalid, OSError) as exc:
             raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
-    for name in columns:
-        if name not in table.column_names or table.schema.field(name).type != INDEX.field(name).type:
-            raise SchemaVersionError(uri, f"has no column {name} of type {INDEX.field(name).type}")
-    return table
 
 
 def dictionary_codes(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """A column of strings as one array of codes and their dictionary."""
-    encoded = pc.dictionary_encode(column).combine_chunks()
+    """A column that was read as codes, as one array of codes and their dictionary."""
+    encoded = column.unify_dictionaries().combine_chunks()
     # combine_chunks gives an array, or a chunked one of no chunks when the table is empty
     if isinstance(encoded, pa.ChunkedArray):
         return pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.string()))

@@ -108,6 +108,21 @@ def unit_copies(part_of_unit: np.ndarray, weights: Sequence[float], *, seed: int
     return copies
 
 
+def repeat_units(copies: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The units of an epoch in storage order, uint32 [sum of copies], and groups in which no unit occurs twice.
+
+    copies: int [num_units]. group: int [num_units], ascending or at least adjacent: the video of each unit.
+    A group's second copies come after all of its first ones, as a group of their own.
+    """
+    units = np.repeat(np.arange(len(copies), dtype=np.uint32), copies)
+    copy = np.arange(len(units)) - np.repeat(np.cumsum(copies) - copies, copies)
+    group_rank = np.cumsum(np.diff(group, prepend=group[:1]) != 0)[units]
+    in_order = np.lexsort((units, copy, group_rank))
+    units, copy, group_rank = units[in_order], copy[in_order], group_rank[in_order]
+    is_new = (np.diff(copy, prepend=0) != 0) | (np.diff(group_rank, prepend=0) != 0)
+    return units, np.cumsum(is_new)
+
+
 def _num_extra(weight: float, count: int) -> int:
     return round((weight - math.floor(weight)) * count)
 

@@ -17,8 +17,7 @@ from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import find_specs
 from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder, open_shards, read_catalog
 from cope_prep.pipeline.loader.mix import MixPart
-from cope_prep.pipeline.loader.qa import questions_uri
-from cope_prep.pipeline.loader.questions import QuestionPlan, plan_questions
+from cope_prep.pipeline.loader.questions import QuestionPlan, plan_questions, questions_uri
 from cope_prep.pipeline.loader.simulate_units import video_spans
 from cope_prep.schemas.errors import ConfigurationError
 

@@ -116,18 +116,40 @@ def cut_chunks(
     *,
     chunk_bytes: int,
     max_gap_bytes: int,
+    group: np.ndarray | None = None,
 ) -> np.ndarray:
     """int64 [num_samples]: which chunk each sample belongs to, ascending from 0.
 
     shard, offset_bytes, size_bytes: int [num_samples] in storage order; only the samples that are wanted. A
     chunk never spans two shards, nor a gap of unwanted bytes beyond max_gap_bytes.
+    group: int [num_samples], equal for neighbours that are wanted together, the GOPs of one video: they stay in
+    one chunk, unless they are more than MAX_GROUP_CHUNKS chunks long.
     """
     if len(shard) == 0:
         return np.zeros(0, np.int64)
     gap = offset_bytes[1:] - (offset_bytes[:-1] + size_bytes[:-1])
-    is_break = np.concatenate([[True], (shard[1:] != shard[:-1]) | (gap > max_gap_bytes)])
-    run = np.cumsum(is_break) - 1
-    run_start_bytes = offset_bytes[is_break][run]
-    piece = (offset_bytes - run_start_bytes) // chunk_bytes
-    is_new = np.concatenate([[True], (run[1:] != run[:-1]) | (piece[1:] != piece[:-1])])
+    run_start = np.concatenate([[True], (shard[1:] != shard[:-1]) | (gap > max_gap_bytes)])
+    place = offset_bytes - _at_last(run_start, offset_bytes)
+    is_new = run_start.copy()
+    if group is not None:
+        group_start = run_start.copy()
+        group_start[1:] |= group[1:] != group[:-1]
+        within = place - _at_last(group_start, place)
+        is_new |= _changes(within // (MAX_GROUP_CHUNKS * chunk_bytes)) & ~group_start
+        place = _at_last(group_start, place)
+    is_new |= _changes(place // chunk_bytes)
     return np.cumsum(is_new) - 1
+
+
+MAX_GROUP_CHUNKS = 8
+"""A longer video is cut after all: what is fetched at once has to fit in memory."""
+
+
+def _at_last(is_start: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The value at the last start, for each place."""
+    return values[is_start][np.cumsum(is_start) - 1]
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    """bool: True where a value differs from the one before; False at the first."""
+    return np.concatenate([[False], values[1:] != values[:-1]])

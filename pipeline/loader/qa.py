@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import google_crc32c
 import numpy as np
 
-from cope_prep.pipeline import storage
 from cope_prep.pipeline.loader.batch import DELTA, PICTURE, QABatch, Skipped, TokenCounts
 from cope_prep.pipeline.loader.buffer import Buffer
 from cope_prep.pipeline.loader.catalog import Catalog
@@ -21,7 +21,12 @@ from cope_prep.pipeline.loader.mix import MixPart, OpenMix, Source, open_mix
 from cope_prep.pipeline.loader.order import DEFAULT_SHUFFLE, Shuffle, compact
 from cope_prep.pipeline.loader.plan import LastBatch
 from cope_prep.pipeline.loader.primitives import residual_scale
-from cope_prep.pipeline.loader.questions import QuestionPlan, QuestionTexts, plan_questions
+from cope_prep.pipeline.loader.questions import (
+    QuestionPlan,
+    QuestionTexts,
+    plan_questions,
+    questions_uri,
+)
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import SampleStore
 from cope_prep.pipeline.loader.stream import InfoMaker, OnError, StreamDataset, logger
@@ -80,7 +85,9 @@ class QADataset(StreamDataset[QABatch]):
         self._tokens = tokens or TokenCounts()
         reader = reader or ShardReader()
         chunk_bytes = (shuffle or DEFAULT_SHUFFLE).chunk_bytes
-        store = SampleStore(catalog, reader=reader, chunk_bytes=chunk_bytes, keep_bytes=keep_bytes)
+        store = SampleStore(
+            catalog, reader=reader, chunk_bytes=chunk_bytes, by_video=True, keep_bytes=keep_bytes
+        )
 
         num_videos = len(catalog.video_ids)
         self._num_gops = np.bincount(catalog.video, minlength=num_videos)
@@ -119,7 +126,9 @@ class QADataset(StreamDataset[QABatch]):
                 "span_s": None if span_s is None else list(span_s),
                 "questions_per_visit": questions_per_visit,
                 "parts": identities(opened),
-                "num_questions": [len(plan) for plan in plans],
+                "questions_crc32c": [
+                    google_crc32c.value(plan.row.tobytes() + plan.video.tobytes()) for plan in plans
+                ],
             },
             categories=categories,
             category_of_unit=category[in_storage_order],
@@ -245,11 +254,6 @@ def _plan_parts(opened: OpenMix, catalog: Catalog, num_gops: np.ndarray, *, seed
         plan = plan_questions(uri, catalog.video_ids.take(videos), mix=part.mix, seed=seed)
         plans.append(plan.with_videos(videos[plan.video]))
     return plans
-
-
-def questions_uri(dataset: str, shards: str) -> str:
-    """questions.parquet of a dataset that was given as DATASET or as DATASET/shards/<hash>."""
-    return storage.join(dataset if dataset != shards else storage.parent(shards, 2), "questions.parquet")
 
 
 def _categories(opened: OpenMix, plans: Sequence[QuestionPlan]) -> tuple[list[dict[str, object]], np.ndarray]:

@@ -20,13 +20,12 @@ import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.llava_layout import QuestionFile
-from cope_prep.pipeline.loader.catalog import dictionary_codes
+from cope_prep.pipeline.loader.catalog import dictionary_codes, read_parquet
 from cope_prep.pipeline.manifest_report import SkipCounter
 from cope_prep.pipeline.mix_yaml import read_mix, resolve_mix
 from cope_prep.schemas.arrow import QUESTIONS
-from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError, SourceNotFoundError
+from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError
 from cope_prep.schemas.records import QARecord
-from cope_prep.schemas.specs import SCHEMA_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +68,8 @@ def plan_questions(uri: str, video_ids: pa.Array, *, mix: str | None, seed: int)
     if mix is not None:
         row = _rows_of_mix(table["json_path"], mix, seed=seed)
         table = table.take(row)
-    video = pc.index_in(table["video_id"], value_set=video_ids).combine_chunks()
+    asked = dictionary_codes(table["video_id"])
+    video = pc.index_in(asked.dictionary, value_set=video_ids).take(asked.indices)
     is_there = pc.is_valid(video).to_numpy(zero_copy_only=False)
     table = table.filter(pa.array(is_there))
     return QuestionPlan(
@@ -118,28 +118,19 @@ class _MappedTable:
 
 
 def _read_light(uri: str) -> pa.Table:
-    """video_id, json_path and kind of every question."""
+    """video_id, json_path and kind of every question, as codes."""
+    columns = ["video_id", "json_path", "kind"]
     try:
-        with storage.open_read(uri) as file:
-            parquet = pq.ParquetFile(file)
-            _check_schema(uri, parquet.schema_arrow)
-            return parquet.read(columns=["video_id", "json_path", "kind"])
+        return read_parquet(uri, QUESTIONS, columns, dictionary=columns)
     except SourceNotFoundError as exc:
         raise ConfigurationError(
             uri, "there is no table of questions", "Make the manifest with: cope-prep manifest llava-video"
         ) from exc
-    except pa.ArrowInvalid as exc:
-        raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
 
 
-def _check_schema(uri: str, schema: pa.Schema) -> None:
-    found = int((schema.metadata or {}).get(b"cope_prep.schema_version", b"0"))
-    if found > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            uri, f"has schema version {found}, this is {SCHEMA_VERSION}", "Update cope-prep."
-        )
-    if not schema.equals(QUESTIONS):
-        raise SchemaVersionError(uri, f"is not a table of questions: it has columns {schema.names}")
+def questions_uri(dataset: str, shards: str) -> str:
+    """questions.parquet of a dataset that was given as DATASET or as DATASET/shards/<hash>."""
+    return storage.join(dataset if dataset != shards else storage.parent(shards, 2), "questions.parquet")
 
 
 def _rows_of_mix(json_path: pa.ChunkedArray, mix: str, *, seed: int) -> np.ndarray:

@@ -89,6 +89,11 @@ class ShardReader:
         """Folder of the local cache."""
         return self._cache_dir or default_cache_dir()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Most that the local cache may hold."""
+        return self._open_cache().limit_bytes
+
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_processes": {}}
 
@@ -189,7 +194,7 @@ class ShardReader:
             return process.remote
 
     def _open_cache(self) -> ChunkCache:
-        folder = self._cache_dir or default_cache_dir()
+        folder = self.cache_dir
         if self._cache_bytes is not None:
             return ChunkCache(folder, limit_bytes=self._cache_bytes)
         cache = ChunkCache(folder, limit_bytes=_MAX_CACHE_BYTES)

@@ -57,9 +57,15 @@ class SampleStore:
     """Reads samples of a catalog by number."""
 
     def __init__(
-        self, catalog: Catalog, *, reader: ShardReader, chunk_bytes: int, keep_bytes: int = 0
+        self,
+        catalog: Catalog,
+        *,
+        reader: ShardReader,
+        chunk_bytes: int,
+        by_video: bool = False,
+        keep_bytes: int = 0,
     ) -> None:
-        """`keep_bytes` of records are kept; 0 where every sample is used once."""
+        """`by_video`: chunks begin where videos do. `keep_bytes` of records are kept; 0 for none."""
         self.catalog = catalog
         self.reader = reader
         self.chunk = cut_chunks(
@@ -68,11 +74,12 @@ class SampleStore:
             catalog.size_bytes,
             chunk_bytes=chunk_bytes,
             max_gap_bytes=MAX_GAP_BYTES,
+            group=catalog.video if by_video else None,
         )
         self.chunk_first = np.flatnonzero(np.diff(self.chunk, prepend=-1))
         """int64 [num_chunks]: first sample of each chunk."""
         ends = catalog.offset_bytes + catalog.size_bytes
-        last = np.append(self.chunk_first[1:], len(catalog)) - 1
+        last = np.append(self.chunk_first, len(catalog))[1:] - 1
         self.chunk_bytes = (ends[last] - catalog.offset_bytes[self.chunk_first]).astype(np.int64)
         """int64 [num_chunks]: size of each chunk's extent."""
         self._extents: dict[int, Extent] = {}

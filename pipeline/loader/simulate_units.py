@@ -150,7 +150,12 @@ def _make_units(folder: ShardFolder, questions: str | None, *, shuffle: Shuffle,
     if len(catalog) == 0:
         raise ConfigurationError(folder.index_uri, "has no samples")
     with _timed(seconds, "chunks"):
-        store = SampleStore(catalog, reader=ShardReader(), chunk_bytes=shuffle.chunk_bytes)
+        store = SampleStore(
+            catalog,
+            reader=ShardReader(),
+            chunk_bytes=shuffle.chunk_bytes,
+            by_video=questions is not None,
+        )
     first_sample, num_samples = np.arange(len(catalog)), np.ones(len(catalog), np.int64)
     num_without_video = 0
     if questions is not None:

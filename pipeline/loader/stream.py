@@ -18,8 +18,9 @@ import torch
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
+from cope_prep.pipeline import storage
 from cope_prep.pipeline.loader.batch import BatchInfo, Skipped
-from cope_prep.pipeline.loader.mix import part_sizes, unit_copies
+from cope_prep.pipeline.loader.mix import part_sizes, repeat_units, unit_copies
 from cope_prep.pipeline.loader.order import Shuffle, compact, visit_order
 from cope_prep.pipeline.loader.plan import LastBatch, Progress, StepPlan, from_state, to_state
 from cope_prep.pipeline.loader.primitives import ResidualScale
@@ -106,6 +107,8 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
                 "Use last='wrap', a smaller batch, or a wider filter.",
             )
         self._order(0)  # workers that are forked inherit it
+        if shuffle is not None and self._rank == 0:
+            self._warn_of_fetching_twice(shuffle, plan)
 
     # Subclasses define these two.
 
@@ -270,8 +273,8 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
         units = None
         if any(weight != 1 for weight in self._weights):
             copies = unit_copies(self._part_of_unit, self._weights, seed=self._seed, epoch=epoch)
-            units = np.repeat(np.arange(len(copies), dtype=np.uint32), copies)
-            chunk, group = compact(chunk[units]), group[units]
+            units, group = repeat_units(copies, group)
+            chunk = compact(chunk[units])
         order = visit_order(
             chunk, group, visit_size=self._visit_size, shuffle=self._shuffle, seed=self._seed, epoch=epoch
         )
@@ -289,6 +292,30 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
             epoch, plan.num_units, parts, plan.consumed, plan.num_steps, plan.global_batch, plan.num_dropped,
             plan.num_repeated,
         )  # fmt: skip
+
+    def _warn_of_fetching_twice(self, shuffle: Shuffle, plan: StepPlan) -> None:
+        """Remote shards only: what would make a cluster fetch the same bytes again and again."""
+        if all(storage.is_local(uri) for uri in self.store.catalog.shard_uris):
+            return
+        if (
+            max(plan.global_batch, shuffle.lanes) % min(plan.global_batch, shuffle.lanes)
+            and plan.world_size > 1
+        ):
+            logger.warning(
+                "%d lanes and a global batch of %d do not divide each other: every rank meets every shard. Choose"
+                " Shuffle(lanes=%d), or another batch size",
+                shuffle.lanes, plan.global_batch, -(-shuffle.lanes // plan.global_batch) * plan.global_batch,
+            )  # fmt: skip
+        in_use = shuffle.lanes * (shuffle.window_chunks + 1) * shuffle.chunk_bytes
+        in_use = min(in_use, int(self.store.chunk_bytes.sum()))
+        limit = self.store.reader.cache_bytes
+        num_machines = -(-plan.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun sets it
+        if in_use > limit * num_machines:
+            logger.warning(
+                "the shuffle has %.1f GB in use at a time, the cache holds %.1f GB: chunks are fetched again and"
+                " again. Give the cache more room, or choose a smaller Shuffle",
+                in_use / 1e9, limit / 1e9,
+            )  # fmt: skip
 
     def _failed(self, sample: int, position: int, exc: CopePrepError) -> Skipped:
         """Raises the error, or notes the sample as skipped; logs the first one of each shard."""

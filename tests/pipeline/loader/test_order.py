@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from cope_prep.pipeline.hashing import hash_positions, uniform_positions
-from cope_prep.pipeline.loader.order import Shuffle, compact, cut_chunks, epoch_order, visit_order
+from cope_prep.pipeline.loader.order import (
+    MAX_GROUP_CHUNKS,
+    Shuffle,
+    compact,
+    cut_chunks,
+    epoch_order,
+    visit_order,
+)
 
 CHUNK_UNITS = 40
 NUM_UNITS = 200_000
@@ -158,3 +165,26 @@ def test_chunks_of_a_whole_shard_cover_it_in_pieces_of_the_size_asked_for():
     bytes_of_chunk = np.bincount(chunks, size)
     assert bytes_of_chunk.max() < 8000 + 300
     assert np.median(bytes_of_chunk) > 7500
+
+
+def test_chunks_begin_where_videos_do():
+    """Against a plain loop: a video stays in the chunk of its first sample, unless it is very long."""
+    rng = np.random.default_rng(1)
+    size = rng.integers(50, 300, 3000)
+    shard = np.arange(3000) // 1000
+    offset = np.concatenate([np.cumsum(part) - part for part in size.reshape(3, 1000)])
+    video = np.cumsum(rng.random(3000) < 0.2)
+    video[1200:1900] = video[1200]  # some 120 KB: 15 chunks of 8 KB
+    chunks = cut_chunks(shard, offset, size, chunk_bytes=8000, max_gap_bytes=1000, group=video)
+    expected, names = [], {}
+    for index in range(3000):
+        first = next(
+            k for k in range(index, -1, -1) if k == 0 or video[k - 1] != video[k] or shard[k - 1] != shard[k]
+        )
+        piece = (offset[index] - offset[first]) // (MAX_GROUP_CHUNKS * 8000)
+        name = (shard[index], offset[first] // 8000, piece, first if piece else -1)
+        expected.append(names.setdefault(name, len(names)))
+    assert chunks.tolist() == expected
+    assert len(names) > 40
+    bytes_of_chunk = np.bincount(chunks, size)
+    assert bytes_of_chunk.max() <= (MAX_GROUP_CHUNKS + 1) * 8000 + 300

@@ -143,6 +143,21 @@ def test_cache_keeps_its_limit(small: Layout, server, tmp_path: Path):
     reader.close()
 
 
+def test_what_makes_a_cluster_fetch_twice_is_said(
+    small: Layout, server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    url = shards_url(server, small)
+    reader = ShardReader(cache_dir=str(tmp_path / "cache"), cache_bytes=100_000)
+    GopDataset(url, batch_size=3, rank=0, world_size=2, shuffle=SPREAD, reader=reader)
+    assert "8 lanes and a global batch of 6 do not divide each other" in caplog.text
+    assert "Shuffle(lanes=12)" in caplog.text
+    assert "chunks are fetched again and again" in caplog.text
+    caplog.clear()
+    reader = ShardReader(cache_dir=str(tmp_path / "cache"), cache_bytes=10_000_000)
+    GopDataset(url, batch_size=2, rank=0, world_size=2, shuffle=SPREAD, reader=reader)
+    assert not caplog.text
+
+
 def test_s3(small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     moto = pytest.importorskip("moto.server")
     for name, value in {
@@ -157,16 +172,16 @@ def test_s3(small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         host, port = server.get_host_and_port()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         store = fsspec.filesystem("s3")
-        store.mkdir("bucket")
+        store.mkdir("training")
         for folder, _, names in os.walk(small.dataset):
             for name in names:
                 path = Path(folder) / name
-                store.put_file(str(path), f"bucket/data/{path.relative_to(small.dataset)}")
+                store.put_file(str(path), f"training/data/{path.relative_to(small.dataset)}")
         reader = ShardReader(cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30)
-        data = GopDataset("s3://bucket/data", batch_size=4, shuffle=SPREAD, reader=reader)
+        data = GopDataset("s3://training/data", batch_size=4, shuffle=SPREAD, reader=reader)
         local = GopDataset(small.dataset, batch_size=4, shuffle=SPREAD)
         assert keys(DataLoader(data, batch_size=None, num_workers=2)) == keys(local)
-        questions = QADataset("s3://bucket/data", batch_size=4, shuffle=SPREAD, reader=reader)
+        questions = QADataset("s3://training/data", batch_size=4, shuffle=SPREAD, reader=reader)
         assert sum(len(batch) for batch in questions) == 120
         reader.close()
     finally:

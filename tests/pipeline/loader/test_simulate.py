@@ -112,6 +112,7 @@ def plain_replay(
         catalog.size_bytes,
         chunk_bytes=SHUFFLE.chunk_bytes,
         max_gap_bytes=MAX_GAP_BYTES,
+        group=catalog.video if units.name == "questions" else None,
     )
     caches: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(3)]
     epochs = []

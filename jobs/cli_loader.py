@@ -60,16 +60,11 @@ def simulate(
             show_default=False,
         ),
     ],
-    ranks: Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=_RUN, show_default=False)],
-    cache: Annotated[
-        str, typer.Option(metavar="SIZE", help="Of a node: 200GB.", rich_help_panel=_RUN, show_default=False)
-    ],
+    ranks: Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=_RUN)] = 8,
+    cache: Annotated[str, typer.Option(metavar="SIZE", help="Of a node.", rich_help_panel=_RUN)] = "200GB",
     bandwidth: Annotated[
-        str,
-        typer.Option(
-            metavar="RATE", help="From the store to a node: 2GB/s.", rich_help_panel=_RUN, show_default=False
-        ),
-    ],
+        str, typer.Option(metavar="RATE", help="From the store to a node.", rich_help_panel=_RUN)
+    ] = "2GB/s",
     workers: Annotated[int, typer.Option(min=1, metavar="N", help="Of a rank.", rich_help_panel=_RUN)] = 8,
     ranks_per_node: Annotated[int, typer.Option(min=1, metavar="N", rich_help_panel=_RUN)] = 8,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Of a rank.", rich_help_panel=_RUN)] = 8,

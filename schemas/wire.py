@@ -17,6 +17,7 @@ import functools
 import io
 import json
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -137,7 +138,7 @@ def unpack_array(
         declared_bytes = zstandard.frame_content_size(content)
         if declared_bytes not in sizes or declared_bytes > MAX_ARRAY_BYTES:
             raise FormatError(name, f"declares {declared_bytes} bytes, one of {sorted(sizes)} was expected")
-        raw = zstandard.ZstdDecompressor().decompress(content, max_output_size=declared_bytes)
+        raw = _local.decompressor.decompress(content, max_output_size=declared_bytes)
     except zstandard.ZstdError as exc:
         raise FormatError(name, f"cannot be decompressed ({exc})") from exc
     for header, dtype in headers.items():
@@ -145,6 +146,16 @@ def unpack_array(
             return np.frombuffer(raw, dtype, offset=len(header)).reshape(shape)
     expected = " or ".join(sorted(map(str, headers.values())))
     raise FormatError(name, f"is not the .npy file of {expected} {shape}: it begins with {raw[:64]!r}")
+
+
+class _Local(threading.local):
+    """Per thread, because making one takes as long as using it."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+
+
+_local = _Local()
 
 
 def _motion_dtype(window: int) -> type[np.generic]:
@@ -220,7 +231,7 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
             shape=picture_shape,
             name=f"{key}.iframe.npy.zst",
         )
-    stats = about["stats"]
+    stats = zip(*(_numbers(about["stats"][name], num_windows, name) for name in _STATS_NAMES), strict=True)
     windows = tuple(
         FusedPFrame(
             motion=motion[index],
@@ -228,9 +239,9 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
             motion_step_qpel=_bounded(int(about["motion_step_px"][index] * 4), 1, 1024, "motion_step_px * 4"),
             rounding=_bounded(about["rounding"][index], 0, 1, "rounding"),
             residual=_member(members, residual_name(index, spec), key),
-            stats=WindowStats(**{name: _number(stats[name][index], name) for name in _STATS_NAMES}),
+            stats=WindowStats(**dict(zip(_STATS_NAMES, values, strict=True))),
         )
-        for index in range(num_windows)
+        for index, values in zip(range(num_windows), stats, strict=True)
     )
     return GopRecord(
         video_id=str(about["video_id"]),
@@ -273,6 +284,16 @@ def _number(value: Any, name: str) -> int | float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r}, not a number")
     return value
+
+
+def _numbers(values: Any, count: int, name: str) -> list[int | float]:
+    """The first `count` of a list, checked in one pass: there are some 80 figures a sample."""
+    if type(values) is not list or len(values) < count:
+        raise ValueError(f"{name} is not a list of {count} numbers")
+    for value in values[:count]:
+        if (type(value) is not float and type(value) is not int) or not math.isfinite(value):
+            raise ValueError(f"{name} holds {value!r}, not a number")
+    return values[:count]
 
 
 def stats_columns(record_json: Mapping[str, Any]) -> dict[str, list[Any]]:

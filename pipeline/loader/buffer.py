@@ -1,20 +1,23 @@
 """Several arrays in one block of memory: one message between processes, one pinned block, one copy to the device.
 
 A tensor that goes from a worker to the training process costs about 0.1 ms whatever its size (a file descriptor
-is handed over), and a batch has a dozen. In a worker the block is shared memory from the start, so what is
-decoded into it is never copied again on this side of the device. The block has no name in /dev/shm for longer
-than its creation takes: a process that is killed leaves nothing behind.
+is handed over), and a batch has a dozen. In a worker the block is shared memory from the start (pool.py), so what
+is decoded into it is never copied again on this side of the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
+
+from cope_prep.pipeline.loader.pool import Block, BlockPool, receive
 
 _ALIGN_BYTES = 64
 _TORCH_DTYPES = {
@@ -47,10 +50,13 @@ class Field:
 class Buffer:
     """A block of memory and the arrays in it."""
 
-    def __init__(self, memory: torch.Tensor, fields: tuple[Field, ...]) -> None:
-        """memory: uint8 [num_bytes], on any device."""
+    def __init__(
+        self, memory: torch.Tensor, fields: tuple[Field, ...], *, block: Block | None = None
+    ) -> None:
+        """memory: uint8 [num_bytes], on any device; of a worker's pool if `block` is given."""
         self.memory = memory
         self.fields = fields
+        self._block = block
 
     @classmethod
     def allocate(cls, arrays: Mapping[str, tuple[np.dtype | type[np.generic], tuple[int, ...]]]) -> Buffer:
@@ -62,11 +68,14 @@ class Buffer:
             fields.append(field)
             offset_bytes += -(-field.size_bytes // _ALIGN_BYTES) * _ALIGN_BYTES
         if get_worker_info() is None:
-            memory = torch.empty(offset_bytes, dtype=torch.uint8)
-        else:  # as torch's own collate does
-            storage = torch.UntypedStorage._new_shared(offset_bytes)
-            memory = torch.empty(0, dtype=torch.uint8).set_(storage)
-        return cls(memory, tuple(fields))
+            return cls(torch.empty(offset_bytes, dtype=torch.uint8), tuple(fields))
+        taken = _pool_of_this_process().take(offset_bytes)
+        if taken is not None:
+            array, block = taken
+            return cls(torch.from_numpy(array), tuple(fields), block=block)
+        # As torch's own collate does.
+        storage = torch.UntypedStorage._new_shared(offset_bytes)
+        return cls(torch.empty(0, dtype=torch.uint8).set_(storage), tuple(fields))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, as writable views; only where the block is on the host."""
@@ -94,3 +103,34 @@ class Buffer:
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Buffer:
         """The same on a device, by one copy."""
         return Buffer(self.memory.to(device, non_blocking=non_blocking), self.fields)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"memory": self.memory, "fields": self.fields, "_block": None}
+
+
+_pools: dict[int, BlockPool] = {}
+"""By process id: a forked child must not use its parent's."""
+
+
+def _pool_of_this_process() -> BlockPool:
+    pid = os.getpid()
+    if pid not in _pools:
+        _pools.clear()
+        _pools[pid] = BlockPool()
+    return _pools[pid]
+
+
+def _send(buffer: Buffer) -> tuple[Callable[..., Buffer], tuple[object, ...]]:
+    """How a queue between processes takes a buffer; plain pickle copies its content instead."""
+    block = buffer._block
+    if block is None:
+        return Buffer, (buffer.memory, buffer.fields)
+    block.mark_sent()
+    return _receive, (os.getpid(), block.descriptor, buffer.memory.numel(), buffer.fields)
+
+
+def _receive(pid: int, descriptor: int, size_bytes: int, fields: tuple[Field, ...]) -> Buffer:
+    return Buffer(torch.from_numpy(receive(pid, descriptor, size_bytes)), fields)
+
+
+ForkingPickler.register(Buffer, _send)

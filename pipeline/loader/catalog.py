@@ -37,6 +37,7 @@ class ShardFolder:
     """Of EncodeSpec and ExtractSpec: what every sample's .json names."""
     shard_bytes: dict[str, int]
     """Size of each shard by file name."""
+    index_bytes: int
     index_crc32c: int
 
     @property
@@ -127,6 +128,7 @@ def _read_folder(uri: str) -> ShardFolder:
             specs=specs,
             spec_hash=specs.hash_of("extract"),
             shard_bytes={shard["name"]: int(shard["bytes"]) for shard in document["shards"]},
+            index_bytes=int(document["index"]["bytes"]),
             index_crc32c=int(document["index"]["crc32c"]),
         )
     except SourceNotFoundError as exc:
@@ -152,6 +154,13 @@ def read_catalog(folder: ShardFolder, *, where: GopFilter | None = None, per_vid
     """
     where = where or GopFilter()
     try:
+        found_bytes = storage.stat(folder.index_uri).size_bytes
+        if folder.index_bytes and found_bytes != folder.index_bytes:
+            raise FormatError(
+                folder.index_uri,
+                f"is {found_bytes} bytes, dataset.json says {folder.index_bytes}: they are of different runs",
+                "Run cope-prep shard.",
+            )
         table = _read_columns(folder.index_uri, (*_PLACE_COLUMNS, *where.columns()))
     except SourceNotFoundError as exc:
         raise _unfinished(folder.uri) from exc

@@ -49,6 +49,12 @@ def geometry_of(folders: Sequence[ShardFolder], *, window: int | None, key_frame
         raise ConfigurationError(
             f"window {window}", f"is not a multiple of the {stored} frames that the shards were extracted at"
         )
+    if window >= first.encode.gop_size:
+        raise ConfigurationError(
+            f"window {window}",
+            f"leaves no Δ in a GOP of {first.encode.gop_size} frames",
+            "Choose a shorter one.",
+        )
     geometry = Geometry(
         fps=first.encode.fps,
         gop_size=first.encode.gop_size,

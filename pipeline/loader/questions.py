@@ -7,6 +7,7 @@ machine share one copy in its page cache.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from cope_prep.pipeline.mix_yaml import read_mix, resolve_mix
 from cope_prep.schemas.arrow import QUESTIONS
 from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError
 from cope_prep.schemas.records import QARecord
+
+logger = logging.getLogger("cope_prep.loader")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +144,11 @@ def _rows_of_mix(json_path: pa.ChunkedArray, mix: str, *, seed: int) -> np.ndarr
     # The kind is in the table already: resolving needs the paths alone.
     files = [QuestionFile(path=name, kind="") for name in names]
     chosen = []
-    for file, sampling in resolve_mix(read_mix(mix), files, mix=mix, skips=SkipCounter()):
+    skips = SkipCounter()
+    resolved = resolve_mix(read_mix(mix), files, mix=mix, skips=skips)
+    for skipped in skips.result():
+        logger.info("%s: %s is left out: %s", mix, skipped.what, skipped.reason)
+    for file, sampling in resolved:
         rows = np.flatnonzero(codes == names.index(file.path))
         chosen.append(rows[sampling.positions(len(rows), seed=seed, name=file.path)])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)

@@ -82,7 +82,7 @@ class RawDataset(StreamDataset[RawBatch]):
         ):
             place = arrays["data"][end - size : end]
             try:
-                place[:] = np.frombuffer(self.store.block(unit), np.uint8)
+                self.store.read_into(memoryview(place), unit)
                 arrays["is_valid"][index] = True
             except CopePrepError as exc:
                 skipped.append(self._failed(unit, make_info.positions[index], exc))

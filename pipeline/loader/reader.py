@@ -23,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import google_crc32c
+import numpy as np
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.loader.cache import ChunkCache
@@ -117,7 +118,24 @@ class ShardReader:
         crc32c: int | None = None,
         expected_spec: str | None = None,
     ) -> bytes:
-        """Bytes [offset_bytes, offset_bytes + size_bytes) of the shard, which lie inside the extent.
+        """Bytes [offset_bytes, offset_bytes + size_bytes) of the shard; otherwise as `read_into`."""
+        out = bytearray(size_bytes)
+        self.read_into(
+            memoryview(out), extent, offset_bytes, name=name, crc32c=crc32c, expected_spec=expected_spec
+        )
+        return bytes(out)
+
+    def read_into(
+        self,
+        out: memoryview,
+        extent: Extent,
+        offset_bytes: int,
+        *,
+        name: str,
+        crc32c: int | None = None,
+        expected_spec: str | None = None,
+    ) -> None:
+        """Fill `out`, one-dimensional bytes, from `offset_bytes` of the shard on; all inside the extent.
 
         `name` is the sample's key. With `crc32c` the bytes are checked; what fails is opened or fetched anew
         once. `expected_spec`, the spec hash of the extract stage, only makes the message clearer.
@@ -128,25 +146,24 @@ class ShardReader:
             ChecksumError: the bytes are not those recorded.
             StorageError: the store, the disk or the cache's folder failed.
         """
-        if not extent.offset_bytes <= offset_bytes <= offset_bytes + size_bytes <= extent.end_bytes:
-            raise ValueError(f"{size_bytes} bytes at {offset_bytes} are not inside {extent}")
+        if not extent.offset_bytes <= offset_bytes <= offset_bytes + len(out) <= extent.end_bytes:
+            raise ValueError(f"{len(out)} bytes at {offset_bytes} are not inside {extent}")
         process = self._here()
         try:
             store = process.local if storage.is_local(extent.uri) else self._remote(process)
-            content = store.read(extent, offset_bytes, size_bytes)
-            if crc32c is not None and google_crc32c.value(content) != crc32c:
+            store.read_into(out, extent, offset_bytes)
+            if crc32c is not None and _checksum(out) != crc32c:
                 # The disk under the cache may have failed, or the shard may have been put right since.
                 if store.forget(extent):
-                    content = store.read(extent, offset_bytes, size_bytes)
-                if google_crc32c.value(content) != crc32c:
-                    raise ChecksumError(extent.uri, *_describe_mismatch(content, name, expected_spec))
+                    store.read_into(out, extent, offset_bytes)
+                if _checksum(out) != crc32c:
+                    raise ChecksumError(extent.uri, *_describe_mismatch(bytes(out), name, expected_spec))
         except CopePrepError as exc:
             where = f"sample {name} at byte {offset_bytes}"
             if exc.subject != extent.uri:
                 where += f" of {extent.uri}"
             raise type(exc)(exc.subject, f"{exc.found} ({where})", exc.remedy) from exc.__cause__
-        process.count(bytes_read=size_bytes)
-        return content
+        process.count(bytes_read=len(out))
 
     def prefetch(self, extents: Iterable[Extent]) -> None:
         """These are wanted next, soonest first; returns at once.
@@ -250,6 +267,11 @@ def default_cache_dir() -> str:
     """$COPE_PREP_CACHE, else cope-prep/shards in $XDG_CACHE_HOME or ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.environ.get("COPE_PREP_CACHE") or os.path.join(base, "cope-prep", "shards")
+
+
+def _checksum(content: memoryview) -> int:
+    # google_crc32c takes arrays without a copy, and no other writable buffers.
+    return google_crc32c.value(np.frombuffer(content, np.uint8))
 
 
 def _describe_mismatch(content: bytes, key: str, expected_spec: str | None) -> tuple[str, str]:

@@ -24,6 +24,7 @@ MAX_GAP_BYTES = 256 << 10
 """Unwanted bytes between two samples that are read along, rather than asking a store twice."""
 
 _MAX_EXTENTS = 1 << 14
+_MAX_KEYS = 1 << 12
 
 V = TypeVar("V")
 
@@ -82,6 +83,8 @@ class SampleStore:
         last = np.append(self.chunk_first, len(catalog))[1:] - 1
         self.chunk_bytes = (ends[last] - catalog.offset_bytes[self.chunk_first]).astype(np.int64)
         """int64 [num_chunks]: size of each chunk's extent."""
+        self._keys: dict[int, str] = {}
+        self._scratch = bytearray()
         self._extents: dict[int, Extent] = {}
         self._wanted: list[int] = []
         self._kept: ByteLimitedCache[GopRecord] = ByteLimitedCache(keep_bytes, _record_bytes)
@@ -112,7 +115,13 @@ class SampleStore:
 
     def key(self, sample: int) -> str:
         """WebDataset key of a sample."""
-        return sample_key(video_key(self.catalog.video_id(sample)), int(self.catalog.gop_index[sample]))
+        key = self._keys.get(sample)
+        if key is None:
+            key = sample_key(video_key(self.catalog.video_id(sample)), int(self.catalog.gop_index[sample]))
+            if len(self._keys) == _MAX_KEYS:
+                self._keys.clear()
+            self._keys[sample] = key
+        return key
 
     def shard_uri(self, sample: int) -> str:
         """URI of the shard that holds a sample."""
@@ -121,30 +130,35 @@ class SampleStore:
     def _folder(self, sample: int) -> ShardFolder:
         return self.catalog.folders[self.catalog.shard_folder[self.catalog.shard[sample]]]
 
-    def block(self, sample: int) -> bytes:
-        """A sample's bytes as they are in the shard, verified against the index.
+    def read_into(self, out: memoryview, sample: int) -> None:
+        """Fill `out` with a sample's bytes as they are in the shard, verified against the index.
 
         Raises:
             FormatError, ChecksumError, SourceNotFoundError, StorageError: they cannot be had, or are not the
                 ones that the index describes.
         """
         catalog = self.catalog
-        return self.reader.read(
+        self.reader.read_into(
+            out,
             self.extent(int(self.chunk[sample])),
             int(catalog.offset_bytes[sample]),
-            int(catalog.size_bytes[sample]),
             crc32c=int(catalog.crc32c[sample]),
             name=self.key(sample),
             expected_spec=self._folder(sample).spec_hash,
         )
 
     def record(self, sample: int) -> GopRecord:
-        """A sample as a record. Raises as `block`."""
+        """A sample as a record. Raises as `read_into`."""
         return self._kept.get(sample, lambda: self._read(sample))
 
     def _read(self, sample: int) -> GopRecord:
         key = self.key(sample)
-        found_key, members = split_sample(self.block(sample), name=key)
+        size_bytes = int(self.catalog.size_bytes[sample])
+        if len(self._scratch) < size_bytes:
+            self._scratch = bytearray(size_bytes)
+        block = memoryview(self._scratch)[:size_bytes]
+        self.read_into(block, sample)
+        found_key, members = split_sample(block, name=key)
         record = decode_gop(members, key=key)
         catalog, folder = self.catalog, self._folder(sample)
         if found_key != key or record.spec_hash != folder.spec_hash:

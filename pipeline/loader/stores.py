@@ -27,6 +27,9 @@ _MAX_OPEN_SHARDS = 256
 _MAX_OPEN_CHUNKS = 32
 """Fewer: the disk space of an evicted chunk comes back only when the last process closes it."""
 
+_MAX_ADVISED = 4096
+"""Chunks whose read-ahead is remembered: all that a shuffle has open at a time by default, and more."""
+
 _ADVICE_BYTES = 128 << 10
 """One WILLNEED reads no more than the device's read-ahead, 128 KiB by default, however much it is asked for."""
 
@@ -98,9 +101,9 @@ class LocalShards:
 
     def __init__(self) -> None:
         self._files = _OpenFiles(_MAX_OPEN_SHARDS)
-        self._advised: set[Extent] = set()
+        self._advised: OrderedDict[Extent, None] = OrderedDict()
 
-    def read(self, extent: Extent, offset_bytes: int, size_bytes: int) -> bytes:
+    def read_into(self, out: memoryview, extent: Extent, offset_bytes: int) -> None:
         """Raises FormatError where the shard is not as long as recorded."""
         handle = self._files.find(extent.uri) or self._open(extent)
         if handle.size_bytes != extent.shard_bytes and extent.shard_bytes:
@@ -110,15 +113,14 @@ class LocalShards:
                 f"is {handle.size_bytes} bytes, {extent.shard_bytes} were recorded: truncated or replaced",
             )
         try:
-            content = os.pread(handle.fd, size_bytes, offset_bytes)
+            num_bytes = os.preadv(handle.fd, [out], offset_bytes)
         except OSError as exc:
             raise StorageError(extent.uri, f"cannot be read ({exc.strerror})") from exc
-        if len(content) != size_bytes:
+        if num_bytes != len(out):
             self._files.drop(extent.uri)
             raise FormatError(
-                extent.uri, f"ends {size_bytes - len(content)} bytes too early: truncated or replaced"
+                extent.uri, f"ends {len(out) - num_bytes} bytes too early: truncated or replaced"
             )
-        return content
 
     def forget(self, extent: Extent) -> bool:
         """Its bytes were wrong: the next read opens the shard again, which may be another file by now."""
@@ -126,11 +128,14 @@ class LocalShards:
         return True
 
     def advise(self, extents: Iterable[Extent]) -> None:
-        """Have the kernel read these ahead, unless the last call named them too."""
-        before, self._advised = self._advised, set(extents)
+        """Have the kernel read these ahead, unless they are among the last that were named."""
         for extent in extents:
-            if extent in before:
+            if extent in self._advised:
+                self._advised.move_to_end(extent)
                 continue
+            self._advised[extent] = None
+            if len(self._advised) > _MAX_ADVISED:
+                self._advised.popitem(last=False)
             try:
                 handle = self._files.find(extent.uri) or self._open(extent)
                 for start in range(extent.offset_bytes, extent.end_bytes, _ADVICE_BYTES):
@@ -142,7 +147,7 @@ class LocalShards:
     def close(self) -> None:
         """Close all files; the next read opens them again."""
         self._files.clear()
-        self._advised = set()
+        self._advised.clear()
 
     def _open(self, extent: Extent) -> _Handle:
         try:
@@ -180,7 +185,7 @@ class RemoteShards:
         self._num_threads = num_threads
         self._prefetcher = self._new_prefetcher()
 
-    def read(self, extent: Extent, offset_bytes: int, size_bytes: int) -> bytes:
+    def read_into(self, out: memoryview, extent: Extent, offset_bytes: int) -> None:
         """From the cache; the whole chunk is fetched if it is not there, or waited for if it is on its way."""
         self._prefetcher.mark_read(extent)
         handle = self._files.find(extent)
@@ -190,13 +195,12 @@ class RemoteShards:
             handle = self._files.add(extent, _Handle(fd))
         self._on_read(is_here)
         try:
-            content = os.pread(handle.fd, size_bytes, offset_bytes - extent.offset_bytes)
+            num_bytes = os.preadv(handle.fd, [out], offset_bytes - extent.offset_bytes)
         except OSError as exc:
             raise StorageError(self._cache.folder, f"cannot be read ({exc.strerror})") from exc
-        if len(content) != size_bytes:  # somebody cut the file while it was open
+        if num_bytes != len(out):  # somebody cut the file while it was open
             self._files.drop(extent)
             raise StorageError(self._cache.folder, "holds a chunk that was cut short", "Run again.")
-        return content
 
     def forget(self, extent: Extent) -> bool:
         """Its bytes were wrong: the next read fetches it again, if it was not for that reason already.

@@ -100,6 +100,10 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
         self._orders: dict[int, tuple[np.ndarray, list[dict[str, Any]]]] = {}
         self._damaged_shards: set[str] = set()
         plan = self.plan
+        if plan.num_units == 0:
+            raise ConfigurationError(
+                "the dataset", "has no samples", "Widen the filter, or raise the weights."
+            )
         if plan.num_steps == 0:
             raise ConfigurationError(
                 "the dataset",

@@ -38,6 +38,7 @@ class ShardFolder:
     shard_bytes: dict[str, int]
     """Size of each shard by file name."""
     index_bytes: int
+    """Size that index.parquet must have; 0 if not known."""
     index_crc32c: int
 
     @property
@@ -154,16 +155,16 @@ def read_catalog(folder: ShardFolder, *, where: GopFilter | None = None, per_vid
     """
     where = where or GopFilter()
     try:
-        found_bytes = storage.stat(folder.index_uri).size_bytes
-        if folder.index_bytes and found_bytes != folder.index_bytes:
-            raise FormatError(
-                folder.index_uri,
-                f"is {found_bytes} bytes, dataset.json says {folder.index_bytes}: they are of different runs",
-                "Run cope-prep shard.",
-            )
         table = _read_columns(folder.index_uri, (*_PLACE_COLUMNS, *where.columns()))
     except SourceNotFoundError as exc:
         raise _unfinished(folder.uri) from exc
+    found_bytes = storage.stat(folder.index_uri).size_bytes
+    if folder.index_bytes and found_bytes != folder.index_bytes:
+        raise FormatError(
+            folder.index_uri,
+            f"is {found_bytes} bytes, dataset.json says {folder.index_bytes}: they are of different runs",
+            "Run cope-prep shard.",
+        )
     shards = dictionary_codes(table["shard"])
     videos = dictionary_codes(table["video_id"])
     names = shards.dictionary.to_pylist()

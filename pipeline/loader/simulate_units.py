@@ -106,6 +106,7 @@ def open_index(uri: str, *, spec: str | None, bare_specs: Specs | None) -> Shard
             specs=bare_specs or Specs(),
             spec_hash="",
             shard_bytes=dict.fromkeys(_shard_names(uri), 0),
+            index_bytes=0,
             index_crc32c=0,
             index=uri,
         )

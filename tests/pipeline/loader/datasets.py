@@ -5,6 +5,7 @@ A few generated clips are re-encoded once; each video is one of them under a nam
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.extract import extract_video
-from cope_prep.pipeline.finish import finish_shards
+from cope_prep.pipeline.finish import describe_index, finish_shards
 from cope_prep.pipeline.layout import Layout, Specs
 from cope_prep.pipeline.reencode import reencode_video
 from cope_prep.pipeline.shard import build_shard
@@ -85,6 +86,14 @@ def make_dataset(
     ]
     storage.publish_table(layout.questions, pa.Table.from_pylist(rows, schema=QUESTIONS))
     return layout
+
+
+def write_index(layout: Layout, table: pa.Table) -> None:
+    """Replace index.parquet, and what dataset.json says of it."""
+    storage.publish_table(layout.index, table)
+    document = json.loads(storage.read_bytes(layout.dataset_json))
+    document["index"] = describe_index(layout.index)
+    storage.publish_bytes(layout.dataset_json, json.dumps(document).encode())
 
 
 def question_row(video_id: str, number: int, *, subset: str) -> dict[str, object]:

@@ -214,12 +214,19 @@ def test_index_without_a_column_or_of_another_type_fails(copied: Layout, name: s
             read_catalog(open_shards(copied.dataset))
 
 
-def test_empty_index_is_an_empty_catalog(copied: Layout) -> None:
-    pq.write_table(pq.read_table(copied.index).slice(0, 0), copied.index)
+def test_empty_index_is_an_empty_catalog(copied: Layout, datasets: ModuleType) -> None:
+    datasets.write_index(copied, pq.read_table(copied.index).slice(0, 0))
     catalog = read_catalog(open_shards(copied.dataset))
     assert (len(catalog), len(catalog.video_ids), len(catalog.shard_uris)) == (0, 0, 0)
     with pytest.raises(ConfigurationError, match="has no GOP"):
         GopDataset(copied.dataset)
+
+
+def test_index_of_another_run_fails(copied: Layout) -> None:
+    """Its own dataset.json beside it still describes the one before."""
+    pq.write_table(pq.read_table(copied.index).slice(3), copied.index)
+    with pytest.raises(FormatError, match=r"index\.parquet: is \d+ bytes, dataset\.json says \d+"):
+        read_catalog(open_shards(copied.dataset))
 
 
 def test_joined_catalogs_keep_every_sample(two_outputs: tuple[Layout, Layout], small: Layout) -> None:

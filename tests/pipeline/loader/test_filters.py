@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ SETTINGS = [
 
 
 @pytest.fixture(scope="module")
-def indexed(small: Layout, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+def indexed(small: Layout, datasets: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Layout:
     """`small` with random figures in its index, and without its shards."""
     layout = Layout(dataset=str(tmp_path_factory.mktemp("indexed")), specs=small.specs)
     Path(layout.folder("shards")).mkdir(parents=True)
@@ -55,7 +56,7 @@ def indexed(small: Layout, tmp_path_factory: pytest.TempPathFactory) -> Layout:
         row["motion_mean_px"] = (rng.uniform(0, 8) + rng.uniform(0, 1, size)).tolist()
         row["residual_energy"] = (rng.uniform(0, 600) + rng.uniform(0, 50, size)).tolist()
         row["clipped_vectors"] = (rng.integers(0, 2) * rng.integers(0, 12, size)).tolist()
-    storage.publish_table(layout.index, pa.Table.from_pylist(rows, schema=INDEX))
+    datasets.write_index(layout, pa.Table.from_pylist(rows, schema=INDEX))
     return layout
 
 

@@ -5,22 +5,25 @@ most, so A <= K + P; H, W the picture's height and width, [3H/2, W] its planes (
 below); Hb, Wb the grid of vectors; Q questions; S runs of tokens of a question, at most.
 
 All tensors of a batch are views of one block of memory (buffer.py). Numbers are as they are stored, small
-integers; device.py scales them and makes RGB, on the device where the model is.
+integers; device.py scales them and makes RGB, on the device where the model is. A tensor that was put in place of
+one of them (`dataclasses.replace`, in a worker too) goes beside the block wherever the batch goes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from cope_prep.pipeline.loader.buffer import Buffer
+from cope_prep.pipeline.loader.buffer import Buffer, move
 from cope_prep.schemas.records import QARecord
 
 PAD, PICTURE, DELTA = 0, 1, 2
 """Values of `kind`: nothing; an anchor given as a picture; an anchor given as motion and residual."""
+_NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,24 +103,31 @@ class GopBatch:
     buffer: Buffer
 
     @classmethod
-    def from_buffer(cls, buffer: Buffer, info: BatchInfo) -> GopBatch:
-        """The batch whose tensors are in `buffer`, by name."""
-        tensors = buffer.tensors()
+    def from_buffer(
+        cls, buffer: Buffer, info: BatchInfo, replaced: Mapping[str, torch.Tensor] = _NOTHING
+    ) -> GopBatch:
+        """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
+        tensors = buffer.tensors() | replaced
         return cls(**{name: tensors[name] for name in GOP_FIELDS}, info=info, buffer=buffer)
 
     def __len__(self) -> int:
         return len(self.is_valid)
 
-    def __reduce__(self) -> tuple[Callable[..., GopBatch], tuple[Buffer, BatchInfo]]:
-        return GopBatch.from_buffer, (self.buffer, self.info)
+    def __reduce__(self) -> tuple[Callable[..., GopBatch], tuple[Any, ...]]:
+        return GopBatch.from_buffer, (self.buffer, self.info, _to_send(self.buffer, self.replaced()))
+
+    def replaced(self) -> dict[str, torch.Tensor]:
+        """The tensors that are not the buffer's, by name."""
+        return self.buffer.foreign({name: getattr(self, name) for name in GOP_FIELDS})
 
     def pin_memory(self) -> GopBatch:
         """In page-locked memory; torch's DataLoader calls it when asked to pin."""
-        return GopBatch.from_buffer(self.buffer.pin_memory(), self.info)
+        return GopBatch.from_buffer(self.buffer.pin_memory(), self.info, _pin(self.replaced()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> GopBatch:
-        """On a device, by one copy."""
-        return GopBatch.from_buffer(self.buffer.to(device, non_blocking=non_blocking), self.info)
+        """On a device, by one copy (and one for each tensor that was replaced); to the host it always blocks."""
+        replaced = _move(self.replaced(), device, non_blocking=non_blocking)
+        return GopBatch.from_buffer(self.buffer.to(device, non_blocking=non_blocking), self.info, replaced)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,15 +144,31 @@ class RawBatch:
     buffer: Buffer
 
     @classmethod
-    def from_buffer(cls, buffer: Buffer, info: BatchInfo) -> RawBatch:
-        """The batch whose tensors are in `buffer`, by name."""
-        return cls(**buffer.tensors(), info=info, buffer=buffer)
+    def from_buffer(
+        cls, buffer: Buffer, info: BatchInfo, replaced: Mapping[str, torch.Tensor] = _NOTHING
+    ) -> RawBatch:
+        """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
+        tensors = buffer.tensors() | replaced
+        return cls(**{name: tensors[name] for name in RAW_FIELDS}, info=info, buffer=buffer)
 
     def __len__(self) -> int:
         return len(self.is_valid)
 
-    def __reduce__(self) -> tuple[Callable[..., RawBatch], tuple[Buffer, BatchInfo]]:
-        return RawBatch.from_buffer, (self.buffer, self.info)
+    def __reduce__(self) -> tuple[Callable[..., RawBatch], tuple[Any, ...]]:
+        return RawBatch.from_buffer, (self.buffer, self.info, _to_send(self.buffer, self.replaced()))
+
+    def replaced(self) -> dict[str, torch.Tensor]:
+        """The tensors that are not the buffer's, by name."""
+        return self.buffer.foreign({name: getattr(self, name) for name in RAW_FIELDS})
+
+    def pin_memory(self) -> RawBatch:
+        """In page-locked memory; torch's DataLoader calls it when asked to pin."""
+        return RawBatch.from_buffer(self.buffer.pin_memory(), self.info, _pin(self.replaced()))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> RawBatch:
+        """On a device, by one copy (and one for each tensor that was replaced); to the host it always blocks."""
+        replaced = _move(self.replaced(), device, non_blocking=non_blocking)
+        return RawBatch.from_buffer(self.buffer.to(device, non_blocking=non_blocking), self.info, replaced)
 
     def sample(self, index: int) -> memoryview:
         """The bytes of a sample, not copied; `pipeline.tar.split_sample` gives its members."""
@@ -151,6 +177,7 @@ class RawBatch:
 
 
 GOP_FIELDS = tuple(name for name in GopBatch.__dataclass_fields__ if name not in ("info", "buffer"))
+RAW_FIELDS = tuple(name for name in RawBatch.__dataclass_fields__ if name not in ("info", "buffer"))
 RUN_FIELDS = ("run_kind", "run_gop", "run_slot", "run_s", "run_tokens", "question_is_valid")
 
 
@@ -176,11 +203,17 @@ class QABatch:
     """bool [Q]: False where a GOP of the question could not be read; the question then has no runs."""
 
     @classmethod
-    def from_buffer(cls, buffer: Buffer, info: BatchInfo, questions: tuple[QARecord, ...]) -> QABatch:
-        """The batch whose tensors are in `buffer`, by name."""
-        tensors = buffer.tensors()
+    def from_buffer(
+        cls,
+        buffer: Buffer,
+        info: BatchInfo,
+        questions: tuple[QARecord, ...],
+        replaced: Mapping[str, torch.Tensor] = _NOTHING,
+    ) -> QABatch:
+        """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
+        tensors = buffer.tensors() | replaced
         runs = {name: tensors[name] for name in RUN_FIELDS}
-        return cls(gops=GopBatch.from_buffer(buffer, info), questions=questions, **runs)
+        return cls(gops=GopBatch.from_buffer(buffer, info, replaced), questions=questions, **runs)
 
     @property
     def info(self) -> BatchInfo:
@@ -190,14 +223,42 @@ class QABatch:
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __reduce__(self) -> tuple[Callable[..., QABatch], tuple[Buffer, BatchInfo, tuple[QARecord, ...]]]:
-        return QABatch.from_buffer, (self.gops.buffer, self.info, self.questions)
+    def __reduce__(self) -> tuple[Callable[..., QABatch], tuple[Any, ...]]:
+        buffer = self.gops.buffer
+        return QABatch.from_buffer, (buffer, self.info, self.questions, _to_send(buffer, self.replaced()))
+
+    def replaced(self) -> dict[str, torch.Tensor]:
+        """The tensors that are not the GOPs' buffer's, by name; those of `gops` too."""
+        runs = {name: getattr(self, name) for name in RUN_FIELDS}
+        return self.gops.replaced() | self.gops.buffer.foreign(runs)
 
     def pin_memory(self) -> QABatch:
         """In page-locked memory; torch's DataLoader calls it when asked to pin."""
-        return QABatch.from_buffer(self.gops.buffer.pin_memory(), self.info, self.questions)
+        buffer = self.gops.buffer.pin_memory()
+        return QABatch.from_buffer(buffer, self.info, self.questions, _pin(self.replaced()))
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> QABatch:
-        """On a device, by one copy."""
+        """On a device, by one copy (and one for each tensor that was replaced); to the host it always blocks."""
         buffer = self.gops.buffer.to(device, non_blocking=non_blocking)
-        return QABatch.from_buffer(buffer, self.info, self.questions)
+        replaced = _move(self.replaced(), device, non_blocking=non_blocking)
+        return QABatch.from_buffer(buffer, self.info, self.questions, replaced)
+
+
+def _to_send(buffer: Buffer, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # A tensor is sent with all of its storage: of a part of the buffer, the whole buffer.
+    return {
+        name: tensor.clone() if buffer.owns_memory_of(tensor) else tensor for name, tensor in tensors.items()
+    }
+
+
+def _pin(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _move(
+    tensors: Mapping[str, torch.Tensor], device: torch.device | str, *, non_blocking: bool
+) -> dict[str, torch.Tensor]:
+    return {name: move(tensor, device, non_blocking=non_blocking) for name, tensor in tensors.items()}

@@ -57,6 +57,7 @@ class Buffer:
         self.memory = memory
         self.fields = fields
         self._block = block
+        self._address = None if block is None else memory.data_ptr()
 
     @classmethod
     def allocate(cls, arrays: Mapping[str, tuple[np.dtype | type[np.generic], tuple[int, ...]]]) -> Buffer:
@@ -101,11 +102,48 @@ class Buffer:
         return Buffer(self.memory.pin_memory(), self.fields)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Buffer:
-        """The same on a device, by one copy."""
-        return Buffer(self.memory.to(device, non_blocking=non_blocking), self.fields)
+        """The same on a device, by one copy; `non_blocking` only towards an accelerator (see `move`)."""
+        return Buffer(move(self.memory, device, non_blocking=non_blocking), self.fields)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"memory": self.memory, "fields": self.fields, "_block": None}
+    def foreign(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Those of `tensors` that are not this buffer's own views by those names: about 1 us for each."""
+        start, device = self.memory.data_ptr(), self.memory.device
+        own = {field.name: field for field in self.fields}
+        found = {}
+        for name, tensor in tensors.items():
+            field = own.get(name)
+            is_own = (
+                field is not None
+                and tensor.shape == field.shape
+                and tensor.dtype == _TORCH_DTYPES[field.dtype]
+                and tensor.device == device
+                and tensor.is_contiguous()
+                and (tensor.data_ptr() == start + field.offset_bytes or not tensor.numel())
+            )
+            if not is_own:
+                found[name] = tensor
+        return found
+
+    def owns_memory_of(self, tensor: torch.Tensor) -> bool:
+        """True if the tensor is a view of this block, of whatever part of it."""
+        return tensor.untyped_storage().data_ptr() == self.memory.untyped_storage().data_ptr()
+
+    def block_to_send(self) -> Block | None:
+        """The pool's block that holds the content.
+
+        None if there is none, or not any longer: torch moves the storage of a tensor to its own shared memory when
+        it sends one, say a view of this one that somebody sent by itself; and in a forked child it is the parent's.
+        """
+        is_ours = self._block is not None and self._block.pid == os.getpid()
+        return self._block if is_ours and self.memory.data_ptr() == self._address else None
+
+    def __reduce__(self) -> tuple[Callable[..., Buffer], tuple[torch.Tensor, tuple[Field, ...]]]:
+        return Buffer, (self.memory, self.fields)
+
+
+def move(tensor: torch.Tensor, device: torch.device | str, *, non_blocking: bool) -> torch.Tensor:
+    """The tensor on a device. A copy to the host always blocks: nothing would say when its content is there."""
+    return tensor.to(device, non_blocking=non_blocking and torch.device(device).type != "cpu")
 
 
 _pools: dict[int, BlockPool] = {}
@@ -122,15 +160,15 @@ def _pool_of_this_process() -> BlockPool:
 
 def _send(buffer: Buffer) -> tuple[Callable[..., Buffer], tuple[object, ...]]:
     """How a queue between processes takes a buffer; plain pickle copies its content instead."""
-    block = buffer._block
-    if block is None:
-        return Buffer, (buffer.memory, buffer.fields)
-    block.mark_sent()
-    return _receive, (os.getpid(), block.descriptor, buffer.memory.numel(), buffer.fields)
+    block = buffer.block_to_send()
+    slot = None if block is None else block.mark_sent()
+    if block is None or slot is None:
+        return buffer.__reduce__()
+    return _receive, (block.pid, block.descriptor, slot, buffer.memory.numel(), buffer.fields)
 
 
-def _receive(pid: int, descriptor: int, size_bytes: int, fields: tuple[Field, ...]) -> Buffer:
-    return Buffer(torch.from_numpy(receive(pid, descriptor, size_bytes)), fields)
+def _receive(pid: int, descriptor: int, slot: int, size_bytes: int, fields: tuple[Field, ...]) -> Buffer:
+    return Buffer(torch.from_numpy(receive(pid, descriptor, slot, size_bytes)), fields)
 
 
 ForkingPickler.register(Buffer, _send)

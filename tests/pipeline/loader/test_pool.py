@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -14,8 +19,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cope_prep.pipeline.loader.buffer import Buffer
-from cope_prep.pipeline.loader.pool import BlockPool, receive
+from cope_prep.pipeline.loader.buffer import Buffer, Field
+from cope_prep.pipeline.loader.pool import Block, BlockPool, receive
 
 NUM_BYTES = 300_000
 
@@ -28,12 +33,26 @@ def _is_open(fd: str) -> bool:
     return os.path.islink(f"/proc/self/fd/{fd}")
 
 
+def send(block: Block) -> np.ndarray:
+    """What the consumer gets."""
+    slot = block.mark_sent()
+    assert slot is not None
+    return receive(os.getpid(), block.descriptor, slot, NUM_BYTES)
+
+
+def buffer_of(pool: BlockPool) -> Buffer:
+    """A worker's buffer of sevens."""
+    array, block = pool.take(NUM_BYTES) or pytest.fail("no block")
+    array[:] = 7
+    field = Field(name="values", dtype=np.dtype(np.uint8), shape=(NUM_BYTES,), offset_bytes=0)
+    return Buffer(torch.from_numpy(array), (field,), block=block)
+
+
 def test_a_block_serves_again_only_when_both_sides_are_done() -> None:
     pool = BlockPool()
     array, block = pool.take(NUM_BYTES) or pytest.fail("no block")
     array[:] = 7
-    block.mark_sent()
-    received = receive(os.getpid(), block.descriptor, NUM_BYTES)
+    received = send(block)
     assert (received == 7).all()
 
     _, other = pool.take(NUM_BYTES) or pytest.fail("no block")
@@ -48,6 +67,95 @@ def test_a_block_serves_again_only_when_both_sides_are_done() -> None:
     del view
     _, other = pool.take(NUM_BYTES - 5) or pytest.fail("no block")
     assert other is block
+
+
+def test_a_block_that_was_sent_twice_is_free_after_both() -> None:
+    pool = BlockPool()
+    array, block = pool.take(NUM_BYTES) or pytest.fail("no block")
+    first, second = send(block), send(block)
+    del array, first
+    assert not block.is_free()
+    third = send(block)
+    del second
+    assert not block.is_free()
+    del third
+    assert block.is_free()
+
+
+def test_a_block_is_let_go_from_many_threads() -> None:
+    pool = BlockPool()
+    array, block = pool.take(NUM_BYTES) or pytest.fail("no block")
+    received = [[send(block)] for _ in range(64)]
+    del array
+    assert block.mark_sent() is None  # no slot is left
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(list.clear, received[1:]))
+    assert not block.is_free()
+    received.clear()
+    assert block.is_free()
+
+
+def test_a_buffer_that_is_sent_more_often_than_there_are_slots_goes_as_torch_sends_it() -> None:
+    buffer = buffer_of(BlockPool())
+    received = [pickle.loads(ForkingPickler.dumps(buffer)) for _ in range(70)]
+    assert len(received) == 70
+    assert all((each.memory == 7).all() for each in received)
+
+
+def test_a_buffer_whose_memory_torch_has_moved_is_not_sent_as_a_block() -> None:
+    """torch moves a storage to its own shared memory when a view of it is sent: the block is no longer it."""
+    pool = BlockPool()
+    buffer = buffer_of(pool)
+    pickle.loads(ForkingPickler.dumps(buffer.tensors()["values"]))
+    other, _ = pool.take(NUM_BYTES) or pytest.fail("no block")
+    other[:] = 1
+    assert (pickle.loads(ForkingPickler.dumps(buffer)).memory == 7).all()
+
+
+def test_a_forked_child_of_the_consumer_frees_nothing() -> None:
+    pool = BlockPool()
+    array, block = pool.take(NUM_BYTES) or pytest.fail("no block")
+    received = [send(block)]
+    del array
+    process = multiprocessing.get_context("fork").Process(target=received.clear)
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    assert not block.is_free()
+    received.clear()
+    assert block.is_free()
+
+
+def test_a_block_that_is_sent_at_this_moment_is_not_free() -> None:
+    """The thread that sends says so, and then lets go: whoever asks in between must not miss both."""
+    _, block = BlockPool().take(NUM_BYTES) or pytest.fail("no block")
+
+    def let_go() -> None:
+        block.mark_sent()
+
+    block.held = let_go  # type: ignore[assignment]
+    assert not block.is_free()
+
+
+def test_two_threads_do_not_take_the_same_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = BlockPool()
+    pool.take(NUM_BYTES)
+    both_have_looked = threading.Barrier(2)
+    is_free = Block.is_free
+
+    def slow_is_free(block: Block) -> bool:
+        found = is_free(block)
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other is kept out meanwhile
+            both_have_looked.wait(timeout=0.2)
+        return found
+
+    monkeypatch.setattr(Block, "is_free", slow_is_free)
+    with ThreadPoolExecutor(2) as threads:
+        (first, one), (second, two) = threads.map(
+            lambda _: pool.take(NUM_BYTES) or pytest.fail("no block"), range(2)
+        )
+    assert one is not two
+    assert not np.shares_memory(first, second)
 
 
 def test_a_block_that_its_worker_still_holds_is_not_taken() -> None:
@@ -83,7 +191,48 @@ def test_beyond_the_limit_there_is_none() -> None:
 
 def test_a_block_of_a_worker_that_is_gone_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="exited unexpectedly"):
-        receive(2**22 - 3, 5, 10)
+        receive(2**22 - 3, 5, 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.EMFILE, "ulimit -n"), (errno.EACCES, "the right to read")]
+)
+def test_a_block_that_cannot_be_opened_says_why(
+    number: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str, _flags: int) -> int:
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match=f"{os.strerror(number)}: .*{advice}") as caught:
+        receive(os.getpid(), 5, 0, 10)
+    assert caught.value.errno == number
+
+
+def _without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+
+
+def _without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os.path, "isdir", lambda path: not str(path).startswith("/proc"))
+
+
+def _with_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_name: str) -> int:
+        raise OSError(errno.ENOSYS, "not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+
+
+@pytest.mark.parametrize("prepare", [_without_memfd, _without_proc, _with_a_filter])
+def test_elsewhere_batches_go_as_torch_sends_them(
+    prepare: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(monkeypatch)
+    assert BlockPool().take(NUM_BYTES) is None
+    found = list(DataLoader(_Counting(5), batch_size=None, num_workers=1))
+    assert not any("cope-prep-batch" in name for name in descriptors())
+    assert [int(buffer.tensors()["values"].unique()) for buffer in found] == [0, 1, 2, 3, 4]
 
 
 class _Counting(IterableDataset[Buffer]):
@@ -114,6 +263,27 @@ def test_no_batch_is_overwritten_while_it_is_kept() -> None:
         del buffer, values
     assert len(kept) == 6
     for number, values in kept:
+        assert (values == number).all()
+
+
+class _Twice(_Counting):
+    """Each buffer is yielded twice, as a wrapper may that repeats hard samples."""
+
+    def __iter__(self) -> Iterator[Buffer]:
+        for buffer in super().__iter__():
+            yield buffer
+            yield buffer
+
+
+def test_no_batch_that_is_yielded_twice_is_overwritten() -> None:
+    """The first of each two is let go at once."""
+    kept = []
+    for index, buffer in enumerate(DataLoader(_Twice(20), batch_size=None, num_workers=1)):
+        if index % 2:
+            kept.append(buffer.tensors()["values"])
+        del buffer
+    assert len(kept) == 20
+    for number, values in enumerate(kept):
         assert (values == number).all()
 
 

@@ -64,6 +64,7 @@ class GopDataset(StreamDataset[GopBatch]):
         world_size: int | None = None,
         tokens: TokenCounts | None = None,
         reader: ShardReader | None = None,
+        windows_per_visit: int = 1,
         keep_bytes: int = 256 << 20,
     ) -> None:
         """
@@ -76,13 +77,23 @@ class GopDataset(StreamDataset[GopBatch]):
         last: "drop" what does not fill a global batch, or "wrap" around to the epoch's beginning.
         on_error: "raise", or "skip": the place of an unreadable sample stays empty, and is reported.
         rank, world_size: from torch.distributed or the environment if None.
-        keep_bytes: decoded GOPs that a worker keeps for their next windows; for unit="window".
+        windows_per_visit: so many windows of a GOP stay side by side in the order, and the GOP is decoded once for
+            them; 1 mixes best, and decodes each GOP from its beginning for each of its windows. For unit="window".
+        keep_bytes: decoded GOPs that a worker keeps for the windows of a visit.
 
         Raises:
             ConfigurationError: no shards, nothing passes the filter, or an argument that does not fit them.
         """
         if unit not in ("gop", "window"):
             raise ConfigurationError(f"unit {unit!r}", "must be 'gop' or 'window'")
+        if unit == "window" and key_frames != 1:
+            raise ConfigurationError(
+                f"key_frames {key_frames}", "is for unit='gop': a window has two pictures"
+            )
+        if windows_per_visit < 1 or (unit == "gop" and windows_per_visit > 1):
+            raise ConfigurationError(
+                f"windows_per_visit {windows_per_visit}", "must be 1 or more, for unit='window'"
+            )
         mix = open_mix(with_filter(source, where), per_video=False)
         catalog = mix.catalog
         self.geometry = geometry_of(mix.folders, window=window, key_frames=key_frames)
@@ -100,15 +111,22 @@ class GopDataset(StreamDataset[GopBatch]):
             self._sample_of_unit = np.repeat(np.arange(len(catalog)), num_windows)
             part, chunk = part[self._sample_of_unit], chunk[self._sample_of_unit]
             chunk = compact(chunk)  # without those of GOPs that have no window
+        self._windows_per_visit = windows_per_visit
         self._whole: ByteLimitedCache[WholeGop] = ByteLimitedCache(keep_bytes, attrgetter("nbytes"))
         super().__init__(
             store,
             chunk_of_unit=chunk,
             part_of_unit=part,
-            group_of_unit=chunk,
-            visit_size=1,
+            group_of_unit=self._sample_of_unit if unit == "window" else chunk,
+            visit_size=windows_per_visit,
             weights=[part.weight for part in mix.parts],
-            identity={"kind": "gops", "unit": unit, "window": self.geometry.window, "parts": identities(mix)},
+            identity={
+                "kind": "gops",
+                "unit": unit,
+                "window": self.geometry.window,
+                "windows_per_visit": windows_per_visit,
+                "parts": identities(mix),
+            },
             categories=[{"name": part.dataset, "weight": part.weight} for part in mix.parts],
             category_of_unit=part,
             batch_size=batch_size,
@@ -156,7 +174,10 @@ class GopDataset(StreamDataset[GopBatch]):
         if row.window < 0:
             load_sample(self.store, row, self.geometry, out)
             return
-        # Windows of one GOP come near each other: decode all of it once.
+        record = self.store.record(row.sample) if self._windows_per_visit == 1 else None
+        if record is not None and record.window == self.geometry.window:
+            load_window(record, row.window, out=out)
+            return
         whole = self._whole.get(row.sample, lambda: self._decode(row.sample))
         load_window(whole, row.window, out=out)
 

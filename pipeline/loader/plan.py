@@ -139,6 +139,8 @@ def from_state(state: Mapping[str, Any], identity: Mapping[str, Any]) -> Progres
         raise ConfigurationError(
             "the loader's state", f"holds workers {[part.worker for part in parts]} of {first.num_workers}"
         )
+    if len({(part.epoch, part.consumed, part.global_batch) for part in parts}) > 1:
+        raise ConfigurationError("the loader's state", "holds workers of different epochs")
     # A snapshot may be some batches old: torchdata says how many.
     num_since = int(state.get("_steps_since_snapshot", 0))
     return Progress(

@@ -178,6 +178,10 @@ class ShardReader:
         if self._prefetch_bytes and (remote or process.remote is not None):
             self._remote(process).prefetch(remote)
 
+    def forget_advice(self) -> None:
+        """Have local chunks read ahead again when they are named: the page cache may have dropped them."""
+        self._here().local.forget_advice()
+
     def close(self) -> None:
         """Close the files of this process and end its threads. A later read opens what it needs again."""
         process = self._processes.get(os.getpid())

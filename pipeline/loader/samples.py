@@ -16,7 +16,7 @@ from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder
 from cope_prep.pipeline.loader.order import cut_chunks
 from cope_prep.pipeline.loader.reader import Extent, ShardReader
 from cope_prep.pipeline.tar import split_sample
-from cope_prep.schemas.errors import FormatError
+from cope_prep.schemas.errors import ChecksumError, CopePrepError, FormatError
 from cope_prep.schemas.records import GopRecord, sample_key, video_key
 from cope_prep.schemas.wire import decode_gop
 
@@ -83,11 +83,21 @@ class SampleStore:
         last = np.append(self.chunk_first, len(catalog))[1:] - 1
         self.chunk_bytes = (ends[last] - catalog.offset_bytes[self.chunk_first]).astype(np.int64)
         """int64 [num_chunks]: size of each chunk's extent."""
+        self.remembers_failures = False
+        """Do not try again in an epoch what has failed in it, and fail with the same error."""
+        self.num_failures_in_row = 0
+        """Samples that could not be read since the last one that could."""
+        self._failures: dict[tuple[str, int], CopePrepError] = {}
         self._keys: dict[int, str] = {}
         self._scratch = bytearray()
         self._extents: dict[int, Extent] = {}
         self._wanted: list[int] = []
         self._kept: ByteLimitedCache[GopRecord] = ByteLimitedCache(keep_bytes, _record_bytes)
+
+    def begin_epoch(self) -> None:
+        """Failures may have passed, and the page cache may have been emptied since."""
+        self._failures.clear()
+        self.reader.forget_advice()
 
     def extent(self, chunk: int) -> Extent:
         """Where a chunk lies."""
@@ -138,14 +148,27 @@ class SampleStore:
                 ones that the index describes.
         """
         catalog = self.catalog
-        self.reader.read_into(
-            out,
-            self.extent(int(self.chunk[sample])),
-            int(catalog.offset_bytes[sample]),
-            crc32c=int(catalog.crc32c[sample]),
-            name=self.key(sample),
-            expected_spec=self._folder(sample).spec_hash,
-        )
+        chunk = int(self.chunk[sample])
+        self.num_failures_in_row += 1
+        for place in (("chunk", chunk), ("sample", sample)):
+            if place in self._failures:
+                raise self._failures[place]
+        try:
+            self.reader.read_into(
+                out,
+                self.extent(chunk),
+                int(catalog.offset_bytes[sample]),
+                crc32c=int(catalog.crc32c[sample]),
+                name=self.key(sample),
+                expected_spec=self._folder(sample).spec_hash,
+            )
+        except CopePrepError as exc:
+            if self.remembers_failures:
+                # What is the matter with bytes is one sample's; anything else is the whole chunk's.
+                place = ("sample", sample) if isinstance(exc, ChecksumError) else ("chunk", chunk)
+                self._failures[place] = exc
+            raise
+        self.num_failures_in_row = 0
 
     def record(self, sample: int) -> GopRecord:
         """A sample as a record. Raises as `read_into`."""

@@ -144,6 +144,10 @@ class LocalShards:
             except (CopePrepError, OSError) as exc:  # whoever reads it gets the error
                 _LOG.debug("no read-ahead of %s (%s)", extent, exc)
 
+    def forget_advice(self) -> None:
+        """Read ahead again what is named next."""
+        self._advised.clear()
+
     def close(self) -> None:
         """Close all files; the next read opens them again."""
         self._files.clear()

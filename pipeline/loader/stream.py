@@ -7,29 +7,26 @@ batches of its own steps; torch takes them from the workers in turn, which gives
 from __future__ import annotations
 
 import itertools
-import logging
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
-import torch
-import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cope_prep.pipeline import storage
 from cope_prep.pipeline.loader.batch import BatchInfo, Skipped
+from cope_prep.pipeline.loader.control import Control, check_rank, find_rank
 from cope_prep.pipeline.loader.mix import part_sizes, repeat_units, unit_copies
+from cope_prep.pipeline.loader.notices import InfoMaker, announce, logger, warn_of_fetching_twice
 from cope_prep.pipeline.loader.order import Shuffle, compact, visit_order
 from cope_prep.pipeline.loader.plan import LastBatch, Progress, StepPlan, from_state, to_state
-from cope_prep.pipeline.loader.primitives import ResidualScale
 from cope_prep.pipeline.loader.samples import SampleStore
-from cope_prep.schemas.errors import ConfigurationError, CopePrepError
-
-logger = logging.getLogger("cope_prep.loader")
+from cope_prep.schemas.errors import ConfigurationError, CopePrepError, FormatError, SourceNotFoundError
 
 OnError = Literal["raise", "skip"]
+MAX_FAILURES_IN_ROW = 200
+"""Samples that cannot be read, one after the other, in one worker: a store that is gone, rather than bad shards."""
 PREFETCH_STEPS = 3
 """Steps of a worker whose chunks are asked for ahead of time."""
 
@@ -92,13 +89,13 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
         self._batch_size = batch_size
         self._last: LastBatch = last
         self._on_error = on_error
-        self._rank, self._world_size = _find_rank(rank, world_size)
-        # Seen by persistent workers too: epoch, units consumed before it began, did a worker iterate.
-        self._shared = torch.zeros(3, dtype=torch.int64).share_memory_()
+        self._rank, self._world_size = find_rank(rank, world_size)
+        self._is_rank_given = rank is not None
+        self._control = Control(len(store.catalog.shard_uris))
         self._resumed: Progress | None = None
         self._progress: Progress | None = None
         self._orders: dict[int, tuple[np.ndarray, list[dict[str, Any]]]] = {}
-        self._damaged_shards: set[str] = set()
+        store.remembers_failures = on_error == "skip"
         plan = self.plan
         if plan.num_units == 0:
             raise ConfigurationError(
@@ -112,7 +109,7 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
             )
         self._order(0)  # workers that are forked inherit it
         if shuffle is not None and self._rank == 0:
-            self._warn_of_fetching_twice(shuffle, plan)
+            warn_of_fetching_twice(store, shuffle, plan)
 
     # Subclasses define these two.
 
@@ -126,7 +123,7 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
     @property
     def epoch(self) -> int:
         """The epoch that the next iteration goes through."""
-        return int(self._shared[0])
+        return self._control.epoch
 
     @property
     def composition(self) -> list[dict[str, Any]]:
@@ -136,20 +133,31 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
     @property
     def plan(self) -> StepPlan:
         """The steps that the next iteration has, and how many units it drops or repeats."""
-        return self._plan(int(self._shared[1]))
+        return self._plan(self._control.consumed)
 
     def __len__(self) -> int:
         """Batches that the next iteration gives this rank."""
         return self.plan.num_steps
 
+    @property
+    def num_skipped(self) -> int:
+        """Samples that this dataset and its workers have skipped so far."""
+        return self._control.num_skipped
+
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; call it before each one. The current one is left as it is."""
+        """Choose the epoch of the next iteration; call it before each one, and before `iter(loader)`.
+
+        The epoch that the dataset is in already does not begin again: what a state has loaded stays.
+        """
         if epoch < 0:
             raise ConfigurationError(f"epoch {epoch}", "must not be negative")
-        if epoch != self.epoch:
-            self._shared[0], self._shared[1] = epoch, 0
+        if epoch < self._control.epoch:
+            logger.warning("epoch %d after epoch %d: it is trained on again", epoch, self._control.epoch)
+        is_other = epoch != self._control.epoch
+        if is_other:
             self._progress = None
-            self._order(epoch)
+        self._control.set(epoch=epoch, consumed=0 if is_other else self._control.consumed, is_set=True)
+        self._order(epoch)
 
     def state_dict(self, after: HasInfo | None = None) -> dict[str, Any]:
         """Where to go on: after a batch that a DataLoader has given, or where this object's own iteration is.
@@ -160,28 +168,29 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
         if after is not None:
             return after.info.state
         info = get_worker_info()
-        if info is None and self._progress is None and self._shared[2]:
+        if info is None and self._control.is_in_workers:
             raise ConfigurationError(
                 "state_dict()",
                 "does not know which of its workers' batches have been used",
                 "Pass the last batch: state_dict(after=batch); or use torchdata's StatefulDataLoader.",
             )
-        progress = self._progress or self._start(info.id if info else -1, info.num_workers if info else 0)
+        progress = self._progress or self._start(*self._control.peek(in_worker=info is not None))
         _, composition = self._order(progress.epoch)
         return to_state(progress, self._identity, composition)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state: `state_dict`'s, a batch's, or a whole StatefulDataLoader's.
 
-        Ranks, workers and batch size may be others than they were.
+        Ranks, workers and batch size may be others than they were. A state of an epoch before the one that
+        set_epoch has chosen is left aside.
 
         Raises:
             ConfigurationError: it is not a state of this order of samples; says what differs.
         """
         progress = from_state(state, self._identity)
         info = get_worker_info()
-        if info is not None and (progress.worker, progress.num_workers) == (info.id, info.num_workers):
-            self._resumed = progress
+        if info is not None:
+            self._resumed = self._check_worker_state(progress, info.id, info.num_workers)
             return
         if progress.worker >= 0 and progress.num_workers > 1:
             raise ConfigurationError(
@@ -189,26 +198,57 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
                 f"is that of worker {progress.worker} of {progress.num_workers} alone",
                 "Give the whole state of the StatefulDataLoader to the dataset's load_state_dict.",
             )
-        consumed = min(progress.next_consumed, self.num_units)
-        if info is not None:
-            self._resumed = Progress(epoch=progress.epoch, consumed=consumed)
+        if self._control.is_set and self._control.epoch > progress.epoch:
+            logger.info(
+                "a state of epoch %d is left aside: it is epoch %d", progress.epoch, self._control.epoch
+            )
             return
-        self._resumed = self._progress = None
-        self._shared[0], self._shared[1] = progress.epoch, consumed
+        self._progress = None
+        self._control.set(
+            epoch=progress.epoch, consumed=min(progress.next_consumed, self.num_units), is_set=False
+        )
         self._order(progress.epoch)
 
+    def _check_worker_state(self, progress: Progress, worker: int, num_workers: int) -> Progress:
+        """What a worker of a StatefulDataLoader goes on from."""
+        global_batch = self._batch_size * self._world_size
+        if (progress.worker, progress.num_workers, progress.global_batch) != (
+            worker,
+            num_workers,
+            global_batch,
+        ):
+            raise ConfigurationError(
+                "the StatefulDataLoader's state",
+                f"is of {progress.num_workers} workers and a global batch of {progress.global_batch}, this is"
+                f" worker {worker} of {num_workers} with {global_batch}",
+                "Give the state to the dataset's load_state_dict instead, which takes any.",
+            )
+        return progress
+
+    def _refuse_earlier_epoch(self, resumed: int, chosen: int, is_set: bool) -> None:
+        if is_set and chosen < resumed:
+            raise ConfigurationError(
+                f"set_epoch({chosen})",
+                f"was called, and the state is of epoch {resumed}: it would be trained on again",
+                "Begin the loop at the state's epoch.",
+            )
+
     def __iter__(self) -> Iterator[BatchT_co]:
-        info = get_worker_info()
-        worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        if info is not None:
-            self._shared[2] = 1
-        begun = self._start(worker if info else -1, num_workers if info else 0)
+        # Not itself a generator: the state that a loader asks for before the first batch is that of this iteration.
+        if not self._is_rank_given:
+            check_rank(self._rank, self._world_size)
+        begun = self._start(*self._control.begin(in_worker=get_worker_info() is not None))
         self._resumed = None
+        self._progress = begun
+        return self._iterate(begun)
+
+    def _iterate(self, begun: Progress) -> Iterator[BatchT_co]:
+        worker, num_workers = max(begun.worker, 0), max(begun.num_workers, 1)
         plan = self._plan(begun.consumed)
         order, composition = self._order(begun.epoch)
         if worker == 0 and self._rank == 0:
-            self._announce(begun.epoch, plan, composition)
-        self._progress = begun
+            announce(begun.epoch, plan, composition)
+        self.store.begin_epoch()
         ahead: deque[list[int]] = deque()  # chunks of this worker's step and of the next few
         for num_done in itertools.count(begun.num_steps):
             step = worker + num_done * num_workers
@@ -223,31 +263,23 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
             after = Progress(epoch=begun.epoch, consumed=plan.consumed_after(step + 1))
             make_info = InfoMaker(positions, to_state(after, self._identity, composition))
             batch = self._make_batch(order[positions], make_info)
-            self._progress = Progress(
-                epoch=begun.epoch,
-                consumed=begun.consumed,
-                num_steps=num_done + 1,
-                global_batch=plan.global_batch,
-                worker=begun.worker,
-                num_workers=begun.num_workers,
-            )
+            self._progress = replace(begun, num_steps=num_done + 1)
             yield batch
 
-    def _start(self, worker: int, num_workers: int) -> Progress:
-        """Where an iteration of this process begins."""
-        epoch, consumed = int(self._shared[0]), int(self._shared[1])
+    def _start(self, epoch: int, consumed: int, is_set: bool) -> Progress:
+        """Where an iteration of this process begins, or goes on."""
         resumed = self._resumed
-        if resumed is not None and resumed.epoch >= epoch:
-            epoch, consumed, num_steps = resumed.epoch, resumed.consumed, resumed.num_steps
-        else:
-            num_steps = 0
+        if resumed is not None:
+            self._refuse_earlier_epoch(resumed.epoch, epoch, is_set)
+            if resumed.epoch >= epoch:
+                return resumed
+        info = get_worker_info()
         return Progress(
             epoch=epoch,
             consumed=consumed,
-            num_steps=num_steps,
             global_batch=self._batch_size * self._world_size,
-            worker=worker,
-            num_workers=num_workers,
+            worker=info.id if info else -1,
+            num_workers=info.num_workers if info else 0,
         )
 
     def _plan(self, consumed: int) -> StepPlan:
@@ -289,45 +321,22 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
             chunk for unit in units.tolist() for chunk in self.store.chunk[self._samples_of(unit)].tolist()
         ]
 
-    def _announce(self, epoch: int, plan: StepPlan, composition: list[dict[str, Any]]) -> None:
-        parts = ", ".join(f"{part['num_units']} of {part['name']}" for part in composition)
-        logger.info(
-            "epoch %d: %d samples (%s), %d seen before; %d steps of %d; %d dropped, %d repeated",
-            epoch, plan.num_units, parts, plan.consumed, plan.num_steps, plan.global_batch, plan.num_dropped,
-            plan.num_repeated,
-        )  # fmt: skip
-
-    def _warn_of_fetching_twice(self, shuffle: Shuffle, plan: StepPlan) -> None:
-        """Remote shards only: what would make a cluster fetch the same bytes again and again."""
-        if all(storage.is_local(uri) for uri in self.store.catalog.shard_uris):
-            return
-        if (
-            max(plan.global_batch, shuffle.lanes) % min(plan.global_batch, shuffle.lanes)
-            and plan.world_size > 1
-        ):
-            logger.warning(
-                "%d lanes and a global batch of %d do not divide each other: every rank meets every shard. Choose"
-                " Shuffle(lanes=%d), or another batch size",
-                shuffle.lanes, plan.global_batch, -(-shuffle.lanes // plan.global_batch) * plan.global_batch,
-            )  # fmt: skip
-        in_use = shuffle.lanes * (shuffle.window_chunks + 1) * shuffle.chunk_bytes
-        in_use = min(in_use, int(self.store.chunk_bytes.sum()))
-        limit = self.store.reader.cache_bytes
-        num_machines = -(-plan.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun sets it
-        if in_use > limit * num_machines:
-            logger.warning(
-                "the shuffle has %.1f GB in use at a time, the cache holds %.1f GB: chunks are fetched again and"
-                " again. Give the cache more room, or choose a smaller Shuffle",
-                in_use / 1e9, limit / 1e9,
-            )  # fmt: skip
-
     def _failed(self, sample: int, position: int, exc: CopePrepError) -> Skipped:
-        """Raises the error, or notes the sample as skipped; logs the first one of each shard."""
-        if self._on_error == "raise":
-            raise exc
+        """Raises the error, or notes the sample as skipped; logs the first one of each shard.
+
+        A wrong configuration or a full disk is no sample's fault, nor is a store that answers nothing at all.
+        """
         shard = self.store.shard_uri(sample)
-        if shard not in self._damaged_shards:
-            self._damaged_shards.add(shard)
+        is_of_shard = isinstance(exc, FormatError | SourceNotFoundError) or exc.subject == shard
+        if (
+            self._on_error == "raise"
+            or not is_of_shard
+            or self.store.num_failures_in_row > MAX_FAILURES_IN_ROW
+        ):
+            raise exc
+        info = get_worker_info()
+        worker = info.id if info else 0
+        if self._control.count_skipped(int(self.store.catalog.shard[sample]), worker=worker):
             logger.warning("%s: samples that cannot be read are skipped; the first one: %s", shard, exc)
         return Skipped(
             position=position,
@@ -336,35 +345,3 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
             offset_bytes=int(self.store.catalog.offset_bytes[sample]),
             reason=str(exc),
         )
-
-
-class InfoMaker:
-    """What a batch's BatchInfo says of its place in the order."""
-
-    def __init__(self, positions: np.ndarray, state: dict[str, Any]) -> None:
-        self.positions: list[int] = positions.tolist()
-        self._state = state
-
-    def of(
-        self, samples: Sequence[int], skipped: Sequence[Skipped], store: SampleStore, scale: ResidualScale
-    ) -> BatchInfo:
-        """The BatchInfo of a batch of these samples."""
-        return BatchInfo(
-            keys=tuple(store.key(sample) for sample in samples),
-            video_ids=tuple(store.catalog.video_id(sample) for sample in samples),
-            positions=tuple(self.positions),
-            skipped=tuple(skipped),
-            residual_offset=scale.offset,
-            residual_scale=scale.scale,
-            state=self._state,
-        )
-
-
-def _find_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    if (rank is None) != (world_size is None):
-        raise ConfigurationError("rank and world_size", "must be given both, or neither")
-    if rank is not None and world_size is not None:
-        return rank, world_size
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

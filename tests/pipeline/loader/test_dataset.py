@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +19,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cope_prep.pipeline import storage, tar
 from cope_prep.pipeline.layout import Layout
-from cope_prep.pipeline.loader import GopBatch, GopDataset, GopFilter, RawDataset, Shuffle
+from cope_prep.pipeline.loader import GopBatch, GopDataset, GopFilter, RawDataset, Shuffle, stream
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.rebuild import rebuild_anchors
 from cope_prep.schemas import wire
@@ -230,6 +233,114 @@ def test_stateful_dataloader_goes_on_to_the_next_epochs_after_resuming(small: La
     assert rest[1] == expected[2]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("changes", [{"batch_size": 4}, {"rank": 0, "world_size": 2}])
+def test_stateful_dataloader_of_another_global_batch_is_refused(
+    small: Layout, expected: list[str], num_workers: int, changes: dict
+):
+    """By itself it would go on at another place; through the dataset it goes on at the right one."""
+    batches = StatefulDataLoader(
+        dataset(small, batch_size=GLOBAL_BATCH), batch_size=None, num_workers=num_workers
+    )
+    assert len(list(itertools.islice(batches, 3))) == 3
+    state = batches.state_dict()
+    other = StatefulDataLoader(
+        dataset(small, **{"batch_size": GLOBAL_BATCH, **changes}), batch_size=None, num_workers=num_workers
+    )
+    other.load_state_dict(state)
+    with pytest.raises(ConfigurationError, match="global batch of 8"):
+        next(iter(other))
+    data = dataset(small, **{"batch_size": GLOBAL_BATCH, **changes})
+    data.load_state_dict(state)
+    assert next(iter(data)).info.positions[0] == 24
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_state_of_a_finished_epoch_leads_to_the_next(small: Layout, num_workers: int):
+    def make() -> tuple[GopDataset, StatefulDataLoader]:
+        data = dataset(small, batch_size=GLOBAL_BATCH)
+        return data, StatefulDataLoader(data, batch_size=None, num_workers=num_workers)
+
+    data, batches = make()
+    assert len(keys(batches)) == 88
+    state = batches.state_dict()
+    data, batches = make()
+    batches.load_state_dict(state)
+    data.set_epoch(1)
+    alone = dataset(small, batch_size=GLOBAL_BATCH)
+    alone.set_epoch(1)
+    assert keys(batches) == keys(alone)
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_states_of_persistent_workers_are_those_of_their_epoch(small: Layout, every: int):
+    alone = dataset(small, batch_size=4)
+    alone.set_epoch(1)
+    order = keys(alone)
+    data = dataset(small, batch_size=4)
+    batches = StatefulDataLoader(
+        data, batch_size=None, num_workers=2, persistent_workers=True, snapshot_every_n_steps=every
+    )
+    keys(batches)
+    data.set_epoch(1)
+    begun = iter(batches)
+    for stop in range(1, 6):
+        next(begun)
+        other = dataset(small, batch_size=4)
+        other.load_state_dict(batches.state_dict())
+        assert other.epoch == 1
+        assert keys(other) == order[4 * stop :]
+
+
+def test_beginning_before_the_epoch_of_a_state_is_refused(small: Layout):
+    data = dataset(small, batch_size=4)
+    data.set_epoch(2)
+    batches = StatefulDataLoader(data, batch_size=None, num_workers=1)
+    next(iter(batches))
+    state = batches.state_dict()
+    data = dataset(small, batch_size=4)
+    batches = StatefulDataLoader(data, batch_size=None, num_workers=1)
+    batches.load_state_dict(state)
+    data.set_epoch(0)
+    with pytest.raises(ConfigurationError, match="the state is of epoch 2"):
+        next(iter(batches))
+
+
+def test_setting_the_epoch_after_workers_have_begun_does_not_split_it(small: Layout):
+    order = keys(dataset(small, batch_size=4))
+    for _ in range(3):
+        data = dataset(small, batch_size=4)
+        begun = iter(DataLoader(data, batch_size=None, num_workers=2))
+        data.set_epoch(1)
+        assert keys(begun) == order
+
+
+@pytest.mark.parametrize("copy_of", [lambda data: pickle.loads(pickle.dumps(data)), copy.deepcopy])
+def test_copies_of_a_dataset_follow_set_epoch_in_persistent_workers(small: Layout, copy_of: Callable):
+    data = copy_of(dataset(small, batch_size=4))
+    batches = DataLoader(data, batch_size=None, num_workers=1, persistent_workers=True)
+    orders = []
+    for epoch in range(2):
+        data.set_epoch(epoch)
+        orders.append(keys(batches))
+    assert orders[0] != orders[1]
+    alone = dataset(small, batch_size=4)
+    alone.set_epoch(1)
+    assert orders[1] == keys(alone)
+
+
+def test_state_after_a_look_at_the_first_batch(small: Layout):
+    """To see shapes, say: it must not be taken for where training is."""
+    data = dataset(small, batch_size=4)
+    next(iter(data))
+    list(itertools.islice(DataLoader(data, batch_size=None, num_workers=1), 5))
+    with pytest.raises(ConfigurationError, match=r"state_dict\(after=batch\)"):
+        data.state_dict()
+    data.set_epoch(1)
+    state = data.state_dict()
+    assert (state["epoch"], state["consumed"], state["num_steps"]) == (1, 0, 0)
+
+
 def test_resuming_reads_nothing_of_what_went_before(small: Layout, tmp_path: Path):
     """Stopped at 95 % of the epoch: the bytes read afterwards are those of the samples that are left."""
     order = keys(dataset(small, batch_size=1))
@@ -307,6 +418,8 @@ def test_arguments_that_do_not_fit_fail(small: Layout):
         "key_frames 3": {"key_frames": 3},
         "window 6": {"window": 6},
         "unit 'frame'": {"unit": "frame"},
+        "key_frames 4: is for unit='gop'": {"unit": "window", "key_frames": 4},
+        "windows_per_visit 2": {"windows_per_visit": 2},
         "on_error": {"on_error": "ignore"},
         "must be given both": {"rank": 1},
         "passes the filter": {"where": GopFilter(min_duration_s=1e6)},
@@ -347,10 +460,18 @@ def test_single_windows_come_with_both_their_anchors(small: Layout):
     assert len(seen) == data.num_units
 
 
+def test_windows_of_a_gop_are_apart_unless_asked_to_stay_together(small: Layout):
+    for per_visit in (1, 8):
+        batches = dataset(small, batch_size=4, unit="window", windows_per_visit=per_visit)
+        are_together = [len(set(batch.info.keys)) <= 2 for batch in batches]
+        assert len(are_together) > 100
+        assert np.mean(are_together) < 0.2 if per_visit == 1 else np.mean(are_together) > 0.7
+
+
 def test_windows_of_a_gop_are_read_once(small: Layout, tmp_path: Path):
     reader = ShardReader(cache_dir=str(tmp_path))
-    data = dataset(small, batch_size=2, unit="window", last="wrap", reader=reader)
-    assert sum(len(batch) for batch in data) >= data.num_units
+    data = dataset(small, batch_size=1, unit="window", windows_per_visit=8, reader=reader)
+    assert sum(len(batch) for batch in data) == data.num_units
     table = pq.read_table(small.index, columns=["num_windows", "size_bytes"]).to_pydict()
     with_windows = sum(size for size, n in zip(table["size_bytes"], table["num_windows"], strict=True) if n)
     assert reader.counters.bytes_read == with_windows
@@ -428,8 +549,29 @@ def test_skipping_keeps_order_and_steps(
         assert not batch.pictures[gone].any()
         assert not batch.picture_mask[gone].any()
         assert not batch.delta_mask[gone].any()
+    assert data.num_skipped == len(lost)
     if num_workers == 0:
+        keys(data)  # said once, however often it is met
         assert caplog.text.count("samples that cannot be read are skipped") == 1
+
+
+def test_what_is_no_samples_fault_is_not_skipped(copied: Layout, tmp_path: Path):
+    """A cache without room, say: an epoch of empty batches would be worse than none."""
+    store = fsspec.filesystem("memory")
+    store.put(copied.dataset, "/no-room", recursive=True)
+    reader = ShardReader(cache_dir=str(tmp_path / "cache"), cache_bytes=10)
+    data = GopDataset("memory://no-room", batch_size=4, on_error="skip", reader=reader)
+    with pytest.raises(ConfigurationError, match="10"):
+        next(iter(data))
+    store.rm("/no-room", recursive=True)
+
+
+def test_a_store_that_is_gone_is_not_skipped(copied: Layout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stream, "MAX_FAILURES_IN_ROW", 20)
+    for path in Path(copied.folder("shards")).glob("*.tar"):
+        path.unlink()
+    with pytest.raises(SourceNotFoundError):
+        keys(dataset(copied, batch_size=4, on_error="skip"))
 
 
 def test_shard_of_another_spec_is_told_from_damage(copied: Layout, datasets, media, tmp_path: Path):

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import BaseModel, ValidationError
@@ -105,15 +106,15 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.tar"
 
 
-def read_specs(uri: str) -> Specs:
-    """Read a stage's spec.json back.
+def read_specs(uri: str, *, read: Callable[[str], bytes] = storage.read_bytes) -> Specs:
+    """Read a stage's spec.json back; `read` gives a file's content.
 
     Raises:
         SourceNotFoundError: there is none.
         FormatError: it does not hold valid specs.
     """
     try:
-        document = json.loads(storage.read_bytes(uri))
+        document = json.loads(read(uri))
         parts = {
             "encode": EncodeSpec.model_validate(document["encode"]),
             "extract": ExtractSpec.model_validate(document.get("extract", {})),
@@ -124,12 +125,12 @@ def read_specs(uri: str) -> Specs:
     return Specs(**parts)
 
 
-def find_specs(dataset: str, stage: str) -> list[Specs]:
+def find_specs(dataset: str, stage: str, *, read: Callable[[str], bytes] = storage.read_bytes) -> list[Specs]:
     """The specs of every output that a stage has in a dataset, in order of their hash."""
     found = []
     for name in storage.list_folders(storage.join(dataset, stage)):
         try:
-            found.append(read_specs(storage.join(dataset, stage, name, "spec.json")))
+            found.append(read_specs(storage.join(dataset, stage, name, "spec.json"), read=read))
         except SourceNotFoundError:
             continue
     return found

@@ -28,6 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cope_prep.schemas.errors import (
     ConfigurationError,
+    CopePrepError,
     FormatError,
     SchemaVersionError,
     SourceNotFoundError,
@@ -116,7 +117,9 @@ def stat(uri: str) -> FileStat:
         raise SourceNotFoundError(
             uri, "no such file", "Check the path, or rebuild the manifest if files moved."
         ) from exc
-    except OSError as exc:
+    except CopePrepError:
+        raise
+    except Exception as exc:  # of the store: aiohttp's and botocore's are no OSErrors
         raise StorageError(uri, f"cannot be examined ({exc})") from exc
 
 
@@ -160,7 +163,9 @@ def open_read(uri: str) -> IO[bytes]:
         return cast("IO[bytes]", fs.open(path, "rb"))
     except FileNotFoundError as exc:
         raise SourceNotFoundError(uri, "no such file") from exc
-    except OSError as exc:
+    except CopePrepError:
+        raise
+    except Exception as exc:
         raise StorageError(uri, f"cannot be opened ({exc})") from exc
 
 
@@ -210,7 +215,9 @@ def _list(uri: str, kind: str) -> list[str]:
             ]
     except (FileNotFoundError, NotADirectoryError):
         return []
-    except OSError as exc:
+    except CopePrepError:
+        raise
+    except Exception as exc:
         raise StorageError(uri, f"cannot be listed ({exc})") from exc
     return sorted(name for name in names if name and not name.startswith(TEMPORARY_PREFIX))
 

@@ -1,12 +1,8 @@
 """Chunks of remote shards on the local disk, shared by all processes of the machine, within a byte limit.
 
-The folder holds one file a chunk, and `.lock`. The content is written to a file without a name (O_TMPFILE) and
-linked when it is whole, so a killed process leaves nothing behind. Where the file system has no such files, the
-name is `.tmp-<chunk>`, and what a dead process left is removed at the next start.
-
-Locks are open-file-description locks on byte ranges of `.lock`: byte 0 guards the account, one byte far out, by
-hash of the name, each chunk. They leave no files, they exclude threads as well as processes (each holder opens
-`.lock` anew), and a dead holder's vanish. Who finds a chunk missing takes its lock, looks again, and fetches.
+The folder holds one file a chunk, and `.lock`; files and locks are as in shared_folder.py. Byte 0 of `.lock`
+guards the account, one byte far out, by hash of the name, each chunk. Who finds a chunk missing takes its lock,
+looks again, and fetches.
 
 The first 8 bytes of `.lock` count the bytes of the chunks. The count changes under the account's lock, before
 the file appears, and each process counts afresh at its start and at each eviction, so it cannot drift. Eviction
@@ -21,35 +17,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
-import hashlib
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator
 
+from cope_prep.pipeline.loader.shared_folder import (
+    LOCK_NAME,
+    TEMPORARY_PREFIX,
+    link_file,
+    lock_byte,
+    locked,
+    unnamed_file,
+)
 from cope_prep.schemas.errors import ConfigurationError, StorageError
 
-LOCK_NAME = ".lock"
-TEMPORARY_PREFIX = ".tmp-"
 _FREED_SHARE = 0.1
 _ACCOUNT_BYTE = 0
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
-_NO_TMPFILE_ERRNOS = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL}
 _SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,199}")
 _COUNT = struct.Struct("<q")
-
-_HELD: set[int] = set()
-"""Descriptors of `.lock` in this process. A child must close its copies: each keeps the lock alive."""
-
-
-def _close_inherited() -> None:
-    for lock_fd in _HELD:
-        os.close(lock_fd)
-    _HELD.clear()
-
-
-os.register_at_fork(after_in_child=_close_inherited)
 
 
 class ChunkCache:
@@ -92,7 +80,7 @@ class ChunkCache:
                 "Raise the limit.",
             )
         self._start()
-        with self._lock(_lock_byte(name)):
+        with locked(self._folder, lock_byte(name)):
             chunk_fd = self._open(name, size_bytes)  # by who held the lock before
             if chunk_fd is not None:
                 return chunk_fd
@@ -115,13 +103,13 @@ class ChunkCache:
     def drop(self, name: str) -> None:
         """Remove a chunk that proved damaged; no error if it is not there."""
         self._start()
-        with self._lock(_ACCOUNT_BYTE) as lock_fd:
+        with locked(self._folder, _ACCOUNT_BYTE) as lock_fd:
             self._unlink(lock_fd, name)
 
     def used_bytes(self) -> int:
         """Of all chunks together, those that are being written left out."""
         self._start()
-        with self._lock(_ACCOUNT_BYTE) as lock_fd:
+        with locked(self._folder, _ACCOUNT_BYTE) as lock_fd:
             return _read_count(lock_fd)
 
     def __getstate__(self) -> dict[str, object]:
@@ -153,7 +141,7 @@ class ChunkCache:
             if exc.errno not in _FULL_ERRNOS:
                 raise
         # The disk holds less than the limit allows: what was used longest ago goes, and once more.
-        with self._lock(_ACCOUNT_BYTE) as lock_fd:
+        with locked(self._folder, _ACCOUNT_BYTE) as lock_fd:
             used_bytes = self._recount(lock_fd)
             self._evict(lock_fd, used_bytes - max(2 * len(content), int(used_bytes * _FREED_SHARE)))
         with self._written(name, content) as written_fd:
@@ -162,29 +150,16 @@ class ChunkCache:
     @contextlib.contextmanager
     def _written(self, name: str, content: bytes) -> Iterator[int]:
         """A file without a name, or with a temporary one, that holds the content."""
-        temporary = ""
-        try:
-            written_fd = os.open(self._folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
-            if exc.errno not in _NO_TMPFILE_ERRNOS:
-                raise
-            temporary = f"{self._folder}/{TEMPORARY_PREFIX}{name}"
-            written_fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        try:
+        with unnamed_file(self._folder, name) as written_fd:
             rest = memoryview(content)
             while rest:
                 rest = rest[os.write(written_fd, rest) :]
             yield written_fd
-        finally:
-            os.close(written_fd)
-            if temporary:
-                with contextlib.suppress(FileNotFoundError):  # linked by now
-                    os.unlink(temporary)
 
     def _admit(self, name: str, size_bytes: int, written_fd: int) -> int:
         """Make room for a written chunk and give it its name."""
         path = self._path(name)
-        with self._lock(_ACCOUNT_BYTE) as lock_fd:
+        with locked(self._folder, _ACCOUNT_BYTE) as lock_fd:
             self._unlink(lock_fd, name)  # of the wrong size
             if _read_count(lock_fd) + size_bytes > self._limit_bytes:
                 keep_bytes = int(self._limit_bytes * (1 - _FREED_SHARE)) - size_bytes
@@ -193,12 +168,7 @@ class ChunkCache:
             # A process that dies between these two leaves a count too high, never a limit exceeded.
             _write_count(lock_fd, _read_count(lock_fd) + size_bytes)
             try:
-                temporary = f"{self._folder}/{TEMPORARY_PREFIX}{name}"
-                if os.fstat(written_fd).st_nlink:
-                    os.rename(temporary, path)
-                else:
-                    # Naming a dir_fd makes Python call linkat and follow /proc's link; it is not used otherwise.
-                    os.link(f"/proc/self/fd/{written_fd}", path, src_dir_fd=lock_fd, follow_symlinks=True)
+                link_file(written_fd, self._folder, name, lock_fd=lock_fd)
                 # Opened under the lock: an eviction by others cannot come between.
                 return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
@@ -211,7 +181,7 @@ class ChunkCache:
             return
         try:
             os.makedirs(self._folder, exist_ok=True)
-            with self._lock(_ACCOUNT_BYTE) as lock_fd:
+            with locked(self._folder, _ACCOUNT_BYTE) as lock_fd:
                 for entry in os.listdir(self._folder):
                     if entry.startswith(TEMPORARY_PREFIX):
                         self._sweep(entry)
@@ -227,7 +197,7 @@ class ChunkCache:
     def _sweep(self, entry: str) -> None:
         # The writer of a temporary file holds its chunk's lock: who gets the lock knows that it died.
         name = entry.removeprefix(TEMPORARY_PREFIX)
-        with contextlib.suppress(BlockingIOError), self._lock(_lock_byte(name), wait=False):
+        with contextlib.suppress(BlockingIOError), locked(self._folder, lock_byte(name), wait=False):
             os.unlink(f"{self._folder}/{entry}")
 
     def _unlink(self, lock_fd: int, name: str) -> None:
@@ -246,6 +216,8 @@ class ChunkCache:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     about = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISREG(about.st_mode):  # not ours, whoever put it here
+                        continue
                     chunks.append((about.st_mtime_ns, about.st_size, entry.name))
         return chunks
 
@@ -260,34 +232,6 @@ class ChunkCache:
             if _read_count(lock_fd) <= max(keep_bytes, 0):
                 break
             self._unlink(lock_fd, name)
-
-    @contextlib.contextmanager
-    def _lock(self, byte: int, *, wait: bool = True) -> Iterator[int]:
-        """Hold the lock of one byte; yields the descriptor of `.lock`."""
-        lock_fd = os.open(f"{self._folder}/{LOCK_NAME}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-        _HELD.add(lock_fd)
-        pid = os.getpid()
-        command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
-        try:
-            fcntl.fcntl(lock_fd, command, _flock(fcntl.F_WRLCK, byte))
-            yield lock_fd
-        finally:
-            if os.getpid() == pid:
-                _HELD.discard(lock_fd)
-                # Not by closing alone: a child just forked may not have closed its copy yet.
-                with contextlib.suppress(OSError):
-                    fcntl.fcntl(lock_fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
-                os.close(lock_fd)
-
-
-def _flock(kind: int, byte: int) -> bytes:
-    # struct flock of 64-bit Linux: type, whence, start, length, pid (must be 0), padded.
-    return struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0)
-
-
-def _lock_byte(name: str) -> int:
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return (1 << 32) + int.from_bytes(digest) % (1 << 62)
 
 
 def _read_count(lock_fd: int) -> int:

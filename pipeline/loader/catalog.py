@@ -7,8 +7,9 @@ source video) take some 60 MB. Filters read the columns that they need and no ot
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,9 @@ import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout, Specs, find_specs, read_specs, the_specs
+from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY, RetryPolicy
 from cope_prep.pipeline.loader.filters import GopFilter
+from cope_prep.pipeline.loader.remote_file import fetch_exists, fetch_file, fetch_stat, open_file
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError, SourceNotFoundError
 from cope_prep.schemas.specs import SCHEMA_VERSION
@@ -92,7 +95,7 @@ class Catalog:
         return replace(self, **{name: getattr(self, name)[samples] for name in columns + places})
 
 
-def open_shards(uri: str, *, spec: str | None = None) -> ShardFolder:
+def open_shards(uri: str, *, spec: str | None = None, retry: RetryPolicy = DEFAULT_RETRY) -> ShardFolder:
     """The shards of a dataset: `uri` is DATASET, or DATASET/shards/<hash> itself.
 
     `spec` is the hash of the shards, or its beginning, where a dataset has several.
@@ -100,30 +103,39 @@ def open_shards(uri: str, *, spec: str | None = None) -> ShardFolder:
     Raises:
         ConfigurationError: there are no shards, several, or none of that hash.
         FormatError: dataset.json is malformed.
+        StorageError: a remote store failed at every attempt.
     """
-    if any(storage.exists(storage.join(uri, name)) for name in ("dataset.json", "spec.json")):
-        return _read_folder(uri)
-    if spec is None:
-        specs = the_specs(uri, "shards")
-    else:
-        found = [specs for specs in find_specs(uri, "shards") if specs.hash_of("shards").startswith(spec)]
+    read = partial(fetch_file, retry=retry)
+    names = ("dataset.json", "spec.json")
+    if any(fetch_exists(storage.join(uri, name), retry=retry) for name in names):
+        return _read_folder(uri, read)
+    found = find_specs(uri, "shards", read=read)
+    if not found and uri.startswith(("http://", "https://")):
+        raise ConfigurationError(
+            uri,
+            "has no shards that can be found: over plain HTTP a folder cannot be listed",
+            "Name the folder of the shards, DATASET/shards/<hash>.",
+        )
+    if spec is not None:
+        found = [specs for specs in found if specs.hash_of("shards").startswith(spec)]
         if len(found) != 1:
             raise ConfigurationError(uri, f"has {len(found)} outputs of shards whose hash begins with {spec}")
-        specs = found[0]
-    return _read_folder(Layout(dataset=uri, specs=specs).folder("shards"))
+    elif len(found) != 1:
+        found = [the_specs(uri, "shards")]  # says what there is
+    return _read_folder(Layout(dataset=uri, specs=found[0]).folder("shards"), read)
 
 
-def _read_folder(uri: str) -> ShardFolder:
+def _read_folder(uri: str, read: Callable[[str], bytes]) -> ShardFolder:
     document_uri = storage.join(uri, "dataset.json")
     try:
-        document = json.loads(storage.read_bytes(document_uri))
+        document = json.loads(read(document_uri))
         if document["schema_version"] > SCHEMA_VERSION:
             raise SchemaVersionError(
                 document_uri,
                 f"has schema version {document['schema_version']}, this is {SCHEMA_VERSION}",
                 "Update cope-prep.",
             )
-        specs = read_specs(storage.join(uri, "spec.json"))
+        specs = read_specs(storage.join(uri, "spec.json"), read=read)
         return ShardFolder(
             uri=uri,
             specs=specs,
@@ -144,7 +156,13 @@ def _unfinished(uri: str) -> ConfigurationError:
     )
 
 
-def read_catalog(folder: ShardFolder, *, where: GopFilter | None = None, per_video: bool = False) -> Catalog:
+def read_catalog(
+    folder: ShardFolder,
+    *,
+    where: GopFilter | None = None,
+    per_video: bool = False,
+    retry: RetryPolicy = DEFAULT_RETRY,
+) -> Catalog:
     """The samples of a shard folder that a filter admits, in storage order.
 
     per_video: judge a video as a whole, and admit or leave out all its GOPs.
@@ -152,13 +170,14 @@ def read_catalog(folder: ShardFolder, *, where: GopFilter | None = None, per_vid
     Raises:
         ConfigurationError: there is no index.parquet.
         FormatError, SchemaVersionError: it is not what dataset.json promises.
+        StorageError: a remote store failed at every attempt.
     """
     where = where or GopFilter()
     try:
-        table = _read_columns(folder.index_uri, (*_PLACE_COLUMNS, *where.columns()))
+        table = _read_columns(folder.index_uri, (*_PLACE_COLUMNS, *where.columns()), retry)
+        found_bytes = fetch_stat(folder.index_uri, retry=retry).size_bytes
     except SourceNotFoundError as exc:
         raise _unfinished(folder.uri) from exc
-    found_bytes = storage.stat(folder.index_uri).size_bytes
     if folder.index_bytes and found_bytes != folder.index_bytes:
         raise FormatError(
             folder.index_uri,
@@ -231,15 +250,19 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
     )
 
 
-def _read_columns(uri: str, columns: Sequence[str]) -> pa.Table:
+def _read_columns(uri: str, columns: Sequence[str], retry: RetryPolicy) -> pa.Table:
     names = list(dict.fromkeys(columns))
-    return read_parquet(
-        uri, INDEX, names, dictionary=[name for name in ("shard", "video_id") if name in names]
-    )
+    codes = [name for name in ("shard", "video_id") if name in names]
+    return read_parquet(uri, INDEX, names, dictionary=codes, retry=retry)
 
 
 def read_parquet(
-    uri: str, schema: pa.Schema, columns: Sequence[str], *, dictionary: Sequence[str] = ()
+    uri: str,
+    schema: pa.Schema,
+    columns: Sequence[str],
+    *,
+    dictionary: Sequence[str] = (),
+    retry: RetryPolicy = DEFAULT_RETRY,
 ) -> pa.Table:
     """Some columns of a table that must have them as `schema` does; those of `dictionary` as codes.
 
@@ -247,8 +270,9 @@ def read_parquet(
         SourceNotFoundError: there is no such table.
         FormatError: it is not a Parquet file.
         SchemaVersionError: it was written by a newer version, or lacks a column.
+        StorageError: a remote store failed at every attempt.
     """
-    with storage.open_read(uri) as file:
+    with open_file(uri, retry=retry) as file:
         try:
             found = pq.read_schema(file)
             version = int((found.metadata or {}).get(b"cope_prep.schema_version", b"0"))

@@ -18,8 +18,9 @@ import errno
 import logging
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
@@ -34,6 +35,8 @@ from cope_prep.schemas.errors import (
 )
 
 _LOG = logging.getLogger("cope_prep.loader")
+
+_T = TypeVar("_T")
 
 _JITTER = random.SystemRandom()
 """Not `random` itself: the seeds of training are not ours to move, and forked workers must not wait in step."""
@@ -102,13 +105,32 @@ def fetch_range(uri: str, offset_bytes: int, size_bytes: int, *, retry: RetryPol
     """
     fs, path = storage.filesystem(uri)
     wanted = f"bytes {offset_bytes} to {offset_bytes + size_bytes - 1}"
+
+    def check(exc: Exception) -> None:
+        if _may_be_past_the_end(exc):
+            _check_size(fs, path, uri, offset_bytes + size_bytes, wanted, retry.timeout_s, cause=exc)
+
+    return insist(
+        lambda timeout_s: _request(fs, path, offset_bytes, size_bytes, timeout_s=timeout_s),
+        *(uri, wanted, retry, check),
+    )
+
+
+def insist(
+    request: Callable[[float], _T],
+    uri: str,
+    wanted: str,
+    retry: RetryPolicy,
+    check: Callable[[Exception], None] | None = None,
+) -> _T:
+    """What `request` gives, called with its time limit until it does. `check` may raise something clearer."""
     for attempt in range(1, retry.attempts + 1):
         try:
-            return _request(fs, path, offset_bytes, size_bytes, timeout_s=retry.timeout_s)
+            return request(retry.timeout_s)
         except Exception as exc:
             fatal = _as_fatal(exc, uri, wanted)
-            if _may_be_past_the_end(exc):
-                _check_size(fs, path, uri, offset_bytes + size_bytes, wanted, retry.timeout_s, cause=exc)
+            if check is not None:
+                check(exc)
             if fatal is not None:
                 raise fatal from exc
             if attempt == retry.attempts:
@@ -124,13 +146,18 @@ def fetch_range(uri: str, offset_bytes: int, size_bytes: int, *, retry: RetryPol
     raise AssertionError("a policy has at least one attempt")
 
 
+def is_http(fs: AbstractFileSystem) -> bool:
+    """True for plain HTTP, with fsspec's ways of it."""
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(protocols & {"http", "https"})
+
+
 def _request(
     fs: AbstractFileSystem, path: str, offset_bytes: int, size_bytes: int, *, timeout_s: float
 ) -> bytes:
     span: dict[str, Any] = {"start": offset_bytes, "end": offset_bytes + size_bytes}
     if isinstance(fs, AsyncFileSystem):
-        protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-        if protocols & {"http", "https"}:
+        if is_http(fs):
             # aiohttp calls this when the headers are there, before the body has moved.
             span["raise_for_status"] = _refuse_whole_file(size_bytes)
         content = sync(fs.loop, fs._cat_file, path, timeout=timeout_s, **span)
@@ -156,7 +183,8 @@ def _as_fatal(exc: Exception, uri: str, wanted: str) -> CopePrepError | None:
     """The error to end with at once, or None if another attempt may succeed."""
     status = getattr(exc, "status", None)
     if isinstance(exc, FileNotFoundError):
-        return SourceNotFoundError(uri, "no such shard", "Check the path, or copy the shard there again.")
+        what = "shard" if uri.endswith(".tar") else "file"
+        return SourceNotFoundError(uri, f"no such {what}", f"Check the path, or copy the {what} there again.")
     if isinstance(exc, _RangeIgnoredError):
         return StorageError(
             uri,

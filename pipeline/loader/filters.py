@@ -113,7 +113,7 @@ def _row_sums(column: pa.ChunkedArray) -> np.ndarray:
     lists = column.combine_chunks()
     if isinstance(lists, pa.ChunkedArray):  # a table without rows
         return np.zeros(0)
-    totals = np.concatenate([[0.0], np.cumsum(lists.flatten().to_numpy(), dtype=np.float64)])
     lengths = lists.value_lengths().to_numpy()
-    ends = np.cumsum(lengths)
-    return totals[ends] - totals[ends - lengths]
+    # Not differences of running sums: one NaN would be in all rows behind it.
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    return np.bincount(row, lists.flatten().to_numpy(), len(lengths))

@@ -19,9 +19,29 @@ def with_filter(source: Source, where: GopFilter | None) -> Source:
     """A source with the filter that was given beside it."""
     if where is None:
         return source
+    part = single_part(source, "where", "filter")
+    if not part.filter.is_open():
+        raise ConfigurationError("where", f"{part.dataset} has a filter of its own", "Give one of the two.")
+    return part.model_copy(update={"filter": where})
+
+
+def single_part(source: Source, argument: str, own: str) -> MixPart:
+    """The part that an argument beside the source is about.
+
+    Raises:
+        ConfigurationError: there are several; each should have its `own`.
+    """
     if isinstance(source, str):
-        return MixPart(dataset=source, filter=where)
-    raise ConfigurationError("where", "is for a single dataset", "Give each part of the mix its own filter.")
+        return MixPart(dataset=source)
+    if isinstance(source, MixPart):
+        return source
+    if len(source) != 1:
+        raise ConfigurationError(
+            argument,
+            f"is for one dataset, there are {len(source)}",
+            f"Give each part of the mix its own {own}.",
+        )
+    return source[0]
 
 
 def geometry_of(folders: Sequence[ShardFolder], *, window: int | None, key_frames: int) -> Geometry:

@@ -60,6 +60,8 @@ class OpenMix:
     folders: tuple[ShardFolder, ...]
     """[num_parts]"""
     catalog: Catalog
+    num_videos: tuple[int, ...]
+    """[num_parts]: of each part's index, those that its filter leaves out included."""
 
     def part_of_sample(self) -> np.ndarray:
         """int32 [num_samples]."""
@@ -84,7 +86,12 @@ def open_mix(source: Source, *, per_video: bool) -> OpenMix:
         if len(catalog) == 0:
             raise ConfigurationError(part.dataset, "has no GOP that passes the filter", "Widen the filter.")
         catalogs.append(catalog)
-    return OpenMix(parts=parts, folders=folders, catalog=join_catalogs(catalogs))
+    return OpenMix(
+        parts=parts,
+        folders=folders,
+        catalog=join_catalogs(catalogs),
+        num_videos=tuple(len(catalog.video_ids) for catalog in catalogs),
+    )
 
 
 def part_sizes(part_of_unit: np.ndarray, weights: Sequence[float]) -> list[int]:

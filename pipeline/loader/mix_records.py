@@ -6,18 +6,18 @@ apart instead of dropped, so that a plan can name them. A dataset without shards
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import find_specs
 from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder, open_shards, read_catalog
 from cope_prep.pipeline.loader.mix import MixPart
 from cope_prep.pipeline.loader.questions import QuestionPlan, plan_questions, questions_uri
+from cope_prep.pipeline.loader.remote_file import open_file
 from cope_prep.pipeline.loader.simulate_units import video_spans
 from cope_prep.schemas.errors import ConfigurationError
 
@@ -69,7 +69,8 @@ def read_part(part: MixPart, *, seed: int) -> PartRecords:
     """All records that the part's mix takes.
 
     Raises:
-        ConfigurationError: no questions, several outputs of shards, or a mix that does not fit the questions.
+        ConfigurationError: no questions, several outputs of shards, a filter that leaves nothing, or a mix that
+            does not fit the questions.
     """
     catalog, why_no_shards = None, ""
     try:
@@ -78,6 +79,8 @@ def read_part(part: MixPart, *, seed: int) -> PartRecords:
         if part.spec is not None or len(find_specs(part.dataset, "shards")) > 1:
             raise
         why_no_shards = f"{part.dataset} {exc.found}"
+    if catalog is not None and len(catalog) == 0:
+        raise ConfigurationError(part.dataset, "has no GOP that passes the filter", "Widen the filter.")
     # Arrow keeps what reading the index took, 150 MB at a million GOPs: reading the questions takes as much.
     pa.default_memory_pool().release_unused()
     uri = part.questions or questions_uri(part.dataset, catalog.folders[0].uri if catalog else "")
@@ -104,33 +107,21 @@ def read_part(part: MixPart, *, seed: int) -> PartRecords:
     if not passes.all():
         absent.append(
             AbsentRecords(
-                reason="does not pass the filter", questions=_only(questions, ~passes), video_ids=video_ids
+                reason="does not pass the filter", questions=questions.only(~passes), video_ids=video_ids
             )
         )
     return PartRecords(
         part=part,
         catalog=catalog,
         why_no_shards="",
-        questions=_only(questions, passes),
+        questions=questions.only(passes),
         absent=tuple(absent),
         first_gop=first_gop,
     )
 
 
-def _only(questions: QuestionPlan, wanted: np.ndarray) -> QuestionPlan:
-    """wanted: bool [num_questions]."""
-    mask = pa.array(wanted)
-    return replace(
-        questions,
-        row=questions.row[wanted],
-        video=questions.video[wanted],
-        json_path=questions.json_path.filter(mask),
-        kind=questions.kind.filter(mask),
-    )
-
-
 def _other_videos(uri: str, video_ids: pa.Array) -> pa.Array:
     """string: the videos of a table of questions that are not among `video_ids`."""
-    with storage.open_read(uri) as file:
+    with open_file(uri) as file:
         asked = pq.read_table(file, columns=["video_id"])["video_id"].unique()
     return asked.filter(pc.invert(pc.is_in(asked, value_set=video_ids)))

@@ -7,6 +7,7 @@ its questions need it, and a worker keeps the records of the last videos for the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import google_crc32c
 import numpy as np
@@ -16,8 +17,15 @@ from cope_prep.pipeline.loader.buffer import Buffer
 from cope_prep.pipeline.loader.catalog import Catalog
 from cope_prep.pipeline.loader.collate import Row, fill_gops, gop_arrays
 from cope_prep.pipeline.loader.filters import GopFilter
-from cope_prep.pipeline.loader.gops import geometry_of, gop_row, identities, load_sample, with_filter
-from cope_prep.pipeline.loader.mix import MixPart, OpenMix, Source, open_mix
+from cope_prep.pipeline.loader.gops import (
+    geometry_of,
+    gop_row,
+    identities,
+    load_sample,
+    single_part,
+    with_filter,
+)
+from cope_prep.pipeline.loader.mix import OpenMix, Source, open_mix
 from cope_prep.pipeline.loader.order import DEFAULT_SHUFFLE, Shuffle, compact
 from cope_prep.pipeline.loader.plan import LastBatch
 from cope_prep.pipeline.loader.primitives import residual_scale
@@ -26,6 +34,7 @@ from cope_prep.pipeline.loader.questions import (
     QuestionTexts,
     plan_questions,
     questions_uri,
+    texts_folder,
 )
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import SampleStore
@@ -93,24 +102,22 @@ class QADataset(StreamDataset[QABatch]):
         self._num_gops = np.bincount(catalog.video, minlength=num_videos)
         self._first_gop = np.full(num_videos, -1, np.int64)
         self._first_gop[catalog.video[::-1]] = np.arange(len(catalog))[::-1]
-        plans = _plan_parts(opened, catalog, self._num_gops, seed=seed)
+        plans, left_out = _plan_parts(opened, self._num_gops, seed=seed)
         video = np.concatenate([plan.video for plan in plans])
         part = np.repeat(np.arange(len(plans)), [len(plan) for plan in plans])
         in_storage_order = np.argsort(self._first_gop[video], kind="stable")
         self._video = video[in_storage_order]
         self._part = part[in_storage_order]
         self._row = np.concatenate([plan.row for plan in plans])[in_storage_order]
-        self._texts = QuestionTexts(plans, reader.cache_dir)
-        self.num_questions_without_video = sum(plan.num_without_video for plan in plans)
+        self._texts = QuestionTexts(plans, texts_folder(reader.cache_dir))
+        self.num_questions_without_video = left_out.not_sharded + left_out.filtered
         """Questions of the tables whose video is not in the shards, or does not pass the filter."""
+        self.num_questions_outside_span = left_out.outside_span
+        """Questions whose video shows nothing of span_s."""
         if len(self._video) == 0:
-            raise ConfigurationError(
-                plans[0].uri,
-                f"none of its {self.num_questions_without_video} questions is about a video of these shards",
-                "Shard the videos that the questions are about, or widen the filter.",
-            )
-        if self.num_questions_without_video:
-            logger.info("%d questions have no video in the shards", self.num_questions_without_video)
+            raise left_out.as_error(plans[0].uri, span_s)
+        if left_out.total():
+            logger.info("questions left out: %s", left_out.describe(span_s))
         categories, category = _categories(opened, plans)
         super().__init__(
             store,
@@ -215,9 +222,10 @@ def _fill_runs(
 
 
 def _with_mix(source: Source, mix: str) -> Source:
-    if isinstance(source, str):
-        return MixPart(dataset=source, mix=mix)
-    raise ConfigurationError("mix", "is for a single dataset", "Give each part of the mix its own.")
+    part = single_part(source, "mix", "mix")
+    if part.mix is not None:
+        raise ConfigurationError("mix", f"{part.dataset} has a mix of its own", "Give one of the two.")
+    return part.model_copy(update={"mix": mix})
 
 
 def _wanted_gops(
@@ -243,17 +251,60 @@ def _wanted_gops(
     return wanted
 
 
-def _plan_parts(opened: OpenMix, catalog: Catalog, num_gops: np.ndarray, *, seed: int) -> list[QuestionPlan]:
-    """The questions of each part; `video` counts over all parts, as in the catalog."""
-    video_part = np.zeros(len(catalog.video_ids), np.int64)
-    video_part[opened.catalog.video] = opened.part_of_sample()
-    plans = []
-    for part_index, (part, folder) in enumerate(zip(opened.parts, opened.folders, strict=True)):
-        videos = np.flatnonzero((video_part == part_index) & (num_gops > 0))
+@dataclass(slots=True, kw_only=True)
+class _LeftOut:
+    """Numbers of questions that no epoch shows, by what leaves them out."""
+
+    not_sharded: int = 0
+    filtered: int = 0
+    outside_span: int = 0
+
+    def total(self) -> int:
+        return self.not_sharded + self.filtered + self.outside_span
+
+    def describe(self, span_s: tuple[float, float] | None) -> str:
+        reasons = (
+            (self.not_sharded, "whose video is not in the shards"),
+            (self.filtered, "whose video does not pass the filter"),
+            (self.outside_span, f"whose video shows nothing of span_s {span_s}"),
+        )
+        return ", ".join(f"{count} {reason}" for count, reason in reasons if count)
+
+    def as_error(self, uri: str, span_s: tuple[float, float] | None) -> ConfigurationError:
+        if not self.total():
+            return ConfigurationError(uri, "has no questions, or the mix takes none", "Check the mix.")
+        remedies = (
+            (self.not_sharded, "shard the videos that the questions are about"),
+            (self.filtered, "widen the filter"),
+            (self.outside_span, "choose another span_s"),
+        )
+        remedy = ", or ".join(text for count, text in remedies if count)
+        return ConfigurationError(
+            uri,
+            f"none of its {self.total()} questions is left: {self.describe(span_s)}",
+            f"{remedy[0].upper()}{remedy[1:]}.",
+        )
+
+
+def _plan_parts(opened: OpenMix, num_gops: np.ndarray, *, seed: int) -> tuple[list[QuestionPlan], _LeftOut]:
+    """The questions of each part; `video` counts over all parts, as in the catalog.
+
+    num_gops: int [num_videos], those of the filter and the span.
+    """
+    passes = np.bincount(opened.catalog.video, minlength=len(num_gops)) > 0
+    first_video = 0
+    plans, left_out = [], _LeftOut()
+    for part, folder, num_videos in zip(opened.parts, opened.folders, opened.num_videos, strict=True):
         uri = part.questions or questions_uri(part.dataset, folder.uri)
-        plan = plan_questions(uri, catalog.video_ids.take(videos), mix=part.mix, seed=seed)
-        plans.append(plan.with_videos(videos[plan.video]))
-    return plans
+        video_ids = opened.catalog.video_ids.slice(first_video, num_videos)
+        plan = plan_questions(uri, video_ids, mix=part.mix, seed=seed)
+        plan = plan.with_videos(plan.video + first_video)
+        left_out.not_sharded += plan.num_without_video
+        left_out.filtered += int((~passes[plan.video]).sum())
+        left_out.outside_span += int((passes & (num_gops == 0))[plan.video].sum())
+        plans.append(plan.only(num_gops[plan.video] > 0))
+        first_video += num_videos
+    return plans, left_out
 
 
 def _categories(opened: OpenMix, plans: Sequence[QuestionPlan]) -> tuple[list[dict[str, object]], np.ndarray]:

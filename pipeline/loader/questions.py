@@ -1,8 +1,8 @@
 """questions.parquet for the loader: who asks about which video, at once; the texts, when they are wanted.
 
 The plan needs three columns. The texts, a gigabyte for LLaVA-Video-178K, are unpacked once into an Arrow file
-in the local cache and mapped into memory from there, so that any row is at hand, and all processes of a
-machine share one copy in its page cache.
+beside the local cache and mapped into memory from there, so that any row is at hand, and all processes of a
+machine share one copy in its page cache. The first process that asks unpacks, the others wait for it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.llava_layout import QuestionFile
 from cope_prep.pipeline.loader.catalog import dictionary_codes, read_parquet
+from cope_prep.pipeline.loader.remote_file import fetch_stat, open_file
+from cope_prep.pipeline.loader.shared_folder import link_file, lock_byte, locked, unnamed_file
 from cope_prep.pipeline.manifest_report import SkipCounter
 from cope_prep.pipeline.mix_yaml import read_mix, resolve_mix
 from cope_prep.schemas.arrow import QUESTIONS
-from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError
+from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError, StorageError
 from cope_prep.schemas.records import QARecord
 
 logger = logging.getLogger("cope_prep.loader")
@@ -55,6 +57,17 @@ class QuestionPlan:
     def with_videos(self, video: np.ndarray) -> QuestionPlan:
         """The same with other numbers for the videos."""
         return replace(self, video=video)
+
+    def only(self, wanted: np.ndarray) -> QuestionPlan:
+        """These questions only; bool [num_questions]."""
+        mask = pa.array(wanted)
+        return replace(
+            self,
+            row=self.row[wanted],
+            video=self.video[wanted],
+            json_path=self.json_path.filter(mask),
+            kind=self.kind.filter(mask),
+        )
 
 
 def plan_questions(uri: str, video_ids: pa.Array, *, mix: str | None, seed: int) -> QuestionPlan:
@@ -89,9 +102,10 @@ def plan_questions(uri: str, video_ids: pa.Array, *, mix: str | None, seed: int)
 class QuestionTexts:
     """Rows of one or several tables of questions as QARecords, from memory-mapped copies of them."""
 
-    def __init__(self, plans: Sequence[QuestionPlan], cache_dir: str) -> None:
+    def __init__(self, plans: Sequence[QuestionPlan], folder: str) -> None:
+        """`folder`: where the copies are, or are made when the first text is wanted."""
         self._sources = [(plan.uri, plan.version) for plan in plans]
-        self._cache_dir = cache_dir
+        self._folder = folder
         self._tables: list[_MappedTable | None] = [None] * len(plans)
 
     def __getstate__(self) -> dict[str, object]:
@@ -102,7 +116,7 @@ class QuestionTexts:
         table = self._tables[part]
         if table is None:
             uri, version = self._sources[part]
-            table = self._tables[part] = _MappedTable(_unpacked(uri, version, self._cache_dir))
+            table = self._tables[part] = _MappedTable(_unpacked(uri, version, self._folder))
         return table.record(row)
 
 
@@ -155,18 +169,41 @@ def _rows_of_mix(json_path: pa.ChunkedArray, mix: str, *, seed: int) -> np.ndarr
 
 
 def _version(uri: str) -> str:
-    stat = storage.stat(uri)
+    stat = fetch_stat(uri)
     return f"{stat.size_bytes}-{stat.version}"
 
 
-def _unpacked(uri: str, version: str, cache_dir: str) -> str:
+def texts_folder(cache_dir: str) -> str:
+    """Where texts are unpacked: beside the chunks, whose folder has a limit and forgets."""
+    return f"{os.path.abspath(cache_dir)}-questions"
+
+
+def _unpacked(uri: str, version: str, folder: str) -> str:
     """Path of the table as an Arrow file, made if it is not there."""
     name = f"{google_crc32c.value(f'{uri} {version}'.encode()):08x}-{version.replace('/', '_')}.arrow"
-    path = os.path.join(cache_dir, "questions", name)
-    if not os.path.exists(path):
-        with storage.open_read(uri) as file, storage.publish(path) as temporary:
-            parquet = pq.ParquetFile(file)
-            with pyarrow.ipc.new_file(temporary, parquet.schema_arrow) as writer:
-                for batch in parquet.iter_batches(batch_size=1 << 14):
-                    writer.write_batch(batch)
+    path = os.path.join(folder, name)
+    if os.path.exists(path):
+        return path
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with locked(folder, lock_byte(name)) as lock_fd:
+            if not os.path.exists(path):  # made by who held the lock before
+                with unnamed_file(folder, name) as written_fd:
+                    _unpack(uri, written_fd)
+                    os.fsync(written_fd)
+                    link_file(written_fd, folder, name, lock_fd=lock_fd)
+    except OSError as exc:
+        raise StorageError(
+            folder,
+            f"the texts of {uri} cannot be unpacked there ({exc.strerror or exc})",
+            "Make room, or choose another cache folder: they are put beside it.",
+        ) from exc
     return path
+
+
+def _unpack(uri: str, out_fd: int) -> None:
+    with open_file(uri) as file, open(out_fd, "wb", closefd=False) as out:
+        parquet = pq.ParquetFile(file)
+        with pyarrow.ipc.new_file(out, parquet.schema_arrow) as writer:
+            for batch in parquet.iter_batches(batch_size=1 << 14):
+                writer.write_batch(batch)

@@ -26,6 +26,8 @@ class FaultyServer:
         self.files = files
         self.faults: list[Fault] = []
         self.forever: Fault = None
+        self.head_fault: int | None = None
+        """Status of every HEAD."""
         self.requests: list[tuple[str, str]] = []
         """Path and Range header of each GET, in order of arrival."""
         self.release = threading.Event()
@@ -41,7 +43,7 @@ class FaultyServer:
 
             def do_HEAD(self) -> None:
                 content = server.files.get(self.path)
-                self.send_response(404 if content is None else 200)
+                self.send_response(server.head_fault or (404 if content is None else 200))
                 self.send_header("Accept-Ranges", "bytes")
                 self.send_header("Content-Length", str(len(content or b"")))
                 self.send_header("Connection", "close")
@@ -97,6 +99,9 @@ class FaultyServer:
             _send(handler, status, b"", 0)
             return
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", asked)
+        if match is None and fault == "short":
+            _send(handler, 200, content[: len(content) // 2], len(content))
+            return
         if match is None or fault == "whole":
             _send(handler, 200, content, len(content))
             return

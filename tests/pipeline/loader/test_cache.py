@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from cope_prep.pipeline.loader.cache import LOCK_NAME, ChunkCache
+from cope_prep.pipeline.loader.cache import ChunkCache
+from cope_prep.pipeline.loader.shared_folder import LOCK_NAME
 from cope_prep.schemas.errors import ConfigurationError, StorageError
 
 CHUNK = bytes(range(100))
@@ -407,3 +408,15 @@ def test_no_descriptors_are_left(folder: Path, temporary: str) -> None:
     for index in range(30):
         _get(cache, f"c{index}")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_is_no_file_is_neither_counted_nor_evicted(folder: Path) -> None:
+    (folder / "someone's" / "deep").mkdir(parents=True)
+    (folder / "someone's" / "deep" / "file").write_bytes(CHUNK)
+    os.utime(folder / "someone's", (0, 0))  # used longest ago
+    cache = ChunkCache(folder=str(folder), limit_bytes=3 * len(CHUNK))
+    assert cache.used_bytes() == 0
+    for number in range(9):
+        _get(cache, f"chunk{number}")
+    assert 0 < cache.used_bytes() <= 3 * len(CHUNK)
+    assert (folder / "someone's" / "deep" / "file").read_bytes() == CHUNK

@@ -192,3 +192,22 @@ def test_epoch_is_what_the_filter_admits(small: Layout, reader: ShardReader) -> 
 def test_nothing_admitted_fails(indexed: Layout) -> None:
     with pytest.raises(ConfigurationError, match=r"has no GOP that passes the filter. Widen the filter"):
         GopDataset(indexed.dataset, where=GopFilter(min_motion_px=1000))
+
+
+def test_a_figure_that_is_no_number_stays_in_its_own_gop(
+    indexed: Layout, datasets: ModuleType, tmp_path: Path
+) -> None:
+    layout = Layout(dataset=str(tmp_path), specs=indexed.specs)
+    shutil.copytree(indexed.folder("shards"), layout.folder("shards"))
+    rows = rows_of(layout)
+    spoilt = next(index for index, row in enumerate(rows) if row["num_windows"] > 1)
+    rows[spoilt]["motion_mean_px"][1] = float("nan")
+    datasets.write_index(layout, pa.Table.from_pylist(rows, schema=INDEX))
+    of_spoilt = (rows[spoilt]["video_id"], rows[spoilt]["gop_index"])
+    bounds = GopFilter(min_motion_px=0.0)
+    assert set(admitted(indexed, bounds)) - set(admitted(layout, bounds)) == {of_spoilt}
+    video = {key for key in admitted(indexed, bounds, per_video=True) if key[0] == of_spoilt[0]}
+    assert (
+        set(admitted(indexed, bounds, per_video=True)) - set(admitted(layout, bounds, per_video=True))
+        == video
+    )

@@ -217,6 +217,15 @@ def test_missing_mix_fails(tmp_path: Path) -> None:
         plan_of(str(tmp_path / "none.yaml"))
 
 
+def test_filter_that_leaves_nothing_fails(small: Layout, tmp_path: Path) -> None:
+    mix = write(
+        tmp_path,
+        f"datasets: [{{dataset: {small.dataset}}}, {{dataset: {small.dataset}, filter: {{min_motion_px: 1e6}}}}]",
+    )
+    with pytest.raises(ConfigurationError, match="has no GOP that passes the filter. Widen the filter"):
+        plan_of(mix)
+
+
 def test_dataset_without_questions_fails(copied: Layout, tmp_path: Path) -> None:
     Path(copied.questions).unlink()
     with pytest.raises(ConfigurationError, match="no table of questions"):

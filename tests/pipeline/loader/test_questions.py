@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import random
 import re
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ import yaml
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout
-from cope_prep.pipeline.loader import GopFilter, MixPart, QADataset, ShardReader
+from cope_prep.pipeline.loader import GopDataset, GopFilter, MixPart, QADataset, ShardReader
+from cope_prep.pipeline.loader import questions as questions_module
 from cope_prep.pipeline.loader.questions import QuestionPlan, QuestionTexts, plan_questions
+from cope_prep.pipeline.loader.shared_folder import LOCK_NAME
 from cope_prep.pipeline.mix_yaml import parse_sampling
 from cope_prep.schemas.arrow import QUESTIONS
-from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError
+from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError, StorageError
 from cope_prep.schemas.records import QARecord
 from cope_prep.schemas.specs import SCHEMA_VERSION
 
@@ -141,7 +145,72 @@ def test_processes_that_unpack_at_once_all_read_the_same(
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0] * 4
     assert found == [as_record(rows[-1])] * 4
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 1  # and nothing half made
+    assert len(unpacked(tmp_path)) == 1  # and nothing half made
+
+
+def unpacked(folder: Path) -> list[Path]:
+    """All files but the lock, hidden ones too."""
+    return [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK_NAME]
+
+
+def test_processes_that_unpack_at_once_unpack_once(
+    small: Layout,
+    many: tuple[str, list[dict[str, Any]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_questions(many[0], all_videos(small), mix=None, seed=0)
+    context = multiprocessing.get_context("fork")
+    barrier, results, unpackings = context.Barrier(4), context.Queue(), context.Value("i", 0)
+    unpack = questions_module._unpack
+
+    def count_and_unpack(uri: str, out_fd: int) -> None:
+        with unpackings.get_lock():
+            unpackings.value += 1
+        unpack(uri, out_fd)
+
+    monkeypatch.setattr(questions_module, "_unpack", count_and_unpack)
+    arguments = (plan, str(tmp_path / "texts"), barrier, results)
+    processes = [context.Process(target=_read_last, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=60) for _ in processes] == [as_record(many[1][-1])] * 4
+    for process in processes:
+        process.join(timeout=60)
+    assert unpackings.value == 1
+
+
+def _unpack_until_killed(plan: QuestionPlan, folder: str, is_writing: Any) -> None:
+    def write_and_hang(uri: str, out_fd: int) -> None:
+        os.write(out_fd, b"half of the texts")
+        is_writing.set()
+        threading.Event().wait()
+
+    questions_module._unpack = write_and_hang
+    QuestionTexts([plan], folder).record(0, 0)
+
+
+def test_killed_while_unpacking_leaves_nothing_and_the_next_one_unpacks(
+    small: Layout, tmp_path: Path
+) -> None:
+    plan = plan_questions(small.questions, all_videos(small), mix=None, seed=0)
+    context = multiprocessing.get_context("fork")
+    is_writing = context.Event()
+    process = context.Process(target=_unpack_until_killed, args=(plan, str(tmp_path), is_writing))
+    process.start()
+    assert is_writing.wait(timeout=60)
+    process.kill()
+    process.join(timeout=60)
+    assert unpacked(tmp_path) == []
+    assert QuestionTexts([plan], str(tmp_path)).record(0, 3) == as_record(rows_of(small)[3])
+    assert len(unpacked(tmp_path)) == 1
+
+
+def test_folder_that_cannot_be_made_fails(small: Layout, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    plan = plan_questions(small.questions, all_videos(small), mix=None, seed=0)
+    with pytest.raises(StorageError, match="cannot be unpacked there .* choose another cache folder"):
+        QuestionTexts([plan], str(tmp_path / "file" / "texts")).record(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +274,7 @@ def test_random_strategy_depends_on_the_seed_alone(small: Layout, tmp_path: Path
 
 def test_mix_that_takes_no_row_fails(small: Layout, tmp_path: Path) -> None:
     mix = write_mix(tmp_path / "mix.yaml", {CAP: "first:0"})
-    with pytest.raises(ConfigurationError, match="none of its 0 questions is about a video of these shards"):
+    with pytest.raises(ConfigurationError, match="has no questions, or the mix takes none"):
         QADataset(small.dataset, mix=mix)
 
 
@@ -257,11 +326,50 @@ def test_filter_counts_the_questions_of_the_videos_that_it_leaves_out(
     assert videos == {f"video-{index:03d}.mp4" for index in range(1, 40, 2)}
 
 
+def test_what_leaves_no_question_is_named(small: Layout, copied: Layout) -> None:
+    other = GopFilter(subsets=("30_60_s_youtube",))
+    rows = [row for row in rows_of(copied) if int(row["video_id"][-7:-4]) % 2 == 0]
+    storage.publish_table(copied.questions, pa.Table.from_pylist(rows, schema=QUESTIONS))
+    with pytest.raises(
+        ConfigurationError,
+        match="none of its 60 questions is left: 60 whose video does not pass the filter. Widen the filter",
+    ):
+        QADataset(copied.dataset, where=other)
+    with pytest.raises(
+        ConfigurationError,
+        match=r"none of its 120 questions is left: 60 whose video does not pass the filter, 60 whose video shows "
+        r"nothing of span_s \(99.0, 100.0\). Widen the filter, or choose another span_s",
+    ):
+        QADataset(small.dataset, where=other, span_s=(99.0, 100.0))
+
+
+def test_mix_and_filter_beside_one_part(small: Layout, reader: ShardReader, tmp_path: Path) -> None:
+    mix = write_mix(tmp_path / "mix.yaml", {CAP: "first:4", MC: "first:3"})
+    where = GopFilter(subsets=("30_60_s_youtube",))
+    part = MixPart(dataset=small.dataset, weight=2.0)
+    for source, weight in ((small.dataset, 1), (part, 2), ([part], 2)):
+        dataset = QADataset(source, mix=mix, where=where, reader=reader)
+        found = Counter(question.json_path for question in questions_of_epoch(dataset))
+        assert found == {MC: 3 * weight}
+        assert dataset.num_questions_without_video == 4
+    assert len(GopDataset(part, where=where, reader=reader)) == 2 * len(
+        GopDataset(small.dataset, where=where, reader=reader)
+    )
+    for own in ({"mix": mix}, {"filter": where}):
+        with pytest.raises(ConfigurationError, match="of its own. Give one of the two"):
+            QADataset(MixPart(dataset=small.dataset, **own), mix=mix, where=where)
+    with pytest.raises(
+        ConfigurationError, match="is for one dataset, there are 2. Give each part .* own filter"
+    ):
+        GopDataset([part, part], where=where)
+
+
 def test_no_question_about_these_videos_fails(copied: Layout, datasets: Any) -> None:
     rows = [datasets.question_row("absent.mp4", number, subset="a") for number in range(4)]
     storage.publish_table(copied.questions, pa.Table.from_pylist(rows, schema=QUESTIONS))
     with pytest.raises(
-        ConfigurationError, match=r"none of its 4 questions is about a video .* widen the filter"
+        ConfigurationError,
+        match=r"none of its 4 questions is left: 4 whose video is not in the shards. Shard the videos",
     ):
         QADataset(copied.dataset)
 

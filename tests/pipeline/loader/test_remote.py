@@ -16,7 +16,7 @@ from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.loader import GopDataset, GopFilter, QADataset, Shuffle
 from cope_prep.pipeline.loader.fetch import RetryPolicy
 from cope_prep.pipeline.loader.reader import ShardReader
-from cope_prep.schemas.errors import StorageError
+from cope_prep.schemas.errors import ConfigurationError, StorageError
 
 SPREAD = Shuffle(lanes=8, chunk_bytes=1 << 16, window_chunks=2)
 QUICK = RetryPolicy(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, timeout_s=5.0)
@@ -145,6 +145,88 @@ def test_cache_keeps_its_limit(small: Layout, server, tmp_path: Path):
             assert used < 300_000 + 4 * (1 << 17)
     assert reader.counters.bytes_fetched > total
     reader.close()
+
+
+def test_texts_of_questions_are_not_evicted(small: Layout, server, tmp_path: Path):
+    """They lie beside the chunks, whose cache must make room again and again here."""
+    url = shards_url(server, small)
+    reader = ShardReader(cache_dir=str(tmp_path / "cache"), cache_bytes=300_000, retry=QUICK)
+    data = QADataset(url, batch_size=4, shuffle=SPREAD, reader=reader)
+    local = QADataset(small.dataset, batch_size=4, shuffle=SPREAD)
+    num_batches = 0
+    for epoch in range(2):
+        local.set_epoch(epoch)
+        data.set_epoch(epoch)
+        for ours, theirs in zip(local, data, strict=True):
+            assert ours.questions == theirs.questions
+            assert not any(path.is_dir() for path in (tmp_path / "cache").iterdir())
+            num_batches += 1
+    assert num_batches == 60
+    assert reader.counters.bytes_fetched > 2 * 300_000
+    assert [path.suffix for path in sorted((tmp_path / "cache-questions").iterdir())] == ["", ".arrow"]
+    reader.close()
+
+
+def metadata_requests(server) -> list[str]:
+    return [path.rpartition("/")[2] for path, _ in server.requests if not path.endswith(".tar")]
+
+
+def test_faults_are_ridden_out_before_the_first_shard_too(
+    small: Layout, server, remote_reader: ShardReader, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(RetryPolicy, "wait_s", lambda policy, attempt: 0.0)
+    server.head_fault = 405  # sizes are asked for by GET, too
+    local = QADataset(small.dataset, batch_size=4, shuffle=SPREAD)
+    QADataset(shards_url(server, small), batch_size=4, shuffle=SPREAD, reader=remote_reader)
+    num_without_faults = len(server.requests)
+    assert {"dataset.json", "spec.json", "index.parquet", "questions.parquet"} == set(
+        metadata_requests(server)
+    )
+    faults = [500, None, "reset", "short", None, 503]
+    server.faults = (faults * num_without_faults)[: 2 * num_without_faults]
+    num_faults = len(server.faults)
+    data = QADataset(shards_url(server, small), batch_size=4, shuffle=SPREAD, reader=remote_reader)
+    assert len(server.faults) < num_faults - num_without_faults
+    server.faults = [503, "short", "reset"]  # the texts
+    assert [batch.questions for batch in data] == [batch.questions for batch in local]
+    assert not server.faults
+    remote_reader.close()
+
+
+@pytest.mark.parametrize("fault", [500, "reset", "short"])
+@pytest.mark.parametrize("name", ["dataset.json", "spec.json", "index.parquet", "questions.parquet"])
+def test_metadata_that_cannot_be_read_is_not_missing_nor_malformed(
+    small: Layout, server, fault: int | str, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(RetryPolicy, "wait_s", lambda policy, attempt: 0.0)
+    server.head_fault = 405
+    answer = server.answer
+
+    def answer_or_fail(handler) -> None:
+        server.forever = fault if name in handler.path else None
+        answer(handler)
+
+    monkeypatch.setattr(server, "answer", answer_or_fail)
+    with pytest.raises(StorageError, match=rf"{name}.*in 5 attempts"):
+        QADataset(shards_url(server, small), shuffle=SPREAD)
+
+
+def test_metadata_that_is_not_there_is_missing(small: Layout, server):
+    folder = shards_url(server, small)
+    for name, message in (
+        ("index.parquet", "holds no finished shards"),
+        ("spec.json", "holds no finished shards"),
+        ("dataset.json", "lists|listed"),
+    ):
+        del server.files[f"{folder.removeprefix(server.url)}/{name}"]
+        with pytest.raises(ConfigurationError, match=message):
+            GopDataset(folder)
+
+
+def test_dataset_over_http_without_listings_is_to_be_named_by_its_shards(server):
+    with pytest.raises(ConfigurationError, match=r"plain HTTP .* DATASET/shards/<hash>") as caught:
+        GopDataset(server.url)
+    assert "cope-prep shard" not in str(caught.value)
 
 
 def test_what_makes_a_cluster_fetch_twice_is_said(

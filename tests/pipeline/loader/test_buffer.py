@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -14,9 +15,19 @@ import torch.multiprocessing
 from torch.utils.data import DataLoader, IterableDataset
 
 from cope_prep.pipeline.layout import Layout
-from cope_prep.pipeline.loader import GopBatch, GopDataset, QABatch, QADataset, ShardReader
-from cope_prep.pipeline.loader.batch import GOP_FIELDS, RUN_FIELDS
+from cope_prep.pipeline.loader import (
+    GopBatch,
+    GopDataset,
+    QABatch,
+    QADataset,
+    RawBatch,
+    RawDataset,
+    ShardReader,
+)
+from cope_prep.pipeline.loader.batch import GOP_FIELDS, RAW_FIELDS, RUN_FIELDS
 from cope_prep.pipeline.loader.buffer import Buffer
+
+AnyBatch = GopBatch | QABatch | RawBatch
 
 ARRAYS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "flags": (np.bool_, (3,)),
@@ -126,37 +137,54 @@ def test_pinned_buffer_goes_to_the_device_and_back() -> None:
     assert_holds(on_device.to("cpu", non_blocking=False), expected)
 
 
-@pytest.fixture(params=["gops", "questions"])
-def batch(request: pytest.FixtureRequest, small: Layout, reader: ShardReader) -> GopBatch | QABatch:
-    """A batch of either dataset."""
-    make = GopDataset if request.param == "gops" else QADataset
-    return next(iter(make(small.dataset, batch_size=4, key_frames=2, reader=reader)))
+def gops_of(small: Layout, reader: ShardReader) -> GopBatch:
+    return next(iter(GopDataset(small.dataset, batch_size=4, key_frames=2, reader=reader)))
 
 
-def assert_same(found: GopBatch | QABatch, expected: GopBatch | QABatch) -> None:
+@pytest.fixture(params=["gops", "questions", "raw"])
+def batch(request: pytest.FixtureRequest, small: Layout, reader: ShardReader) -> AnyBatch:
+    """A batch of each dataset."""
+    if request.param == "raw":
+        return next(iter(RawDataset(small.dataset, batch_size=4, reader=reader)))
+    if request.param == "questions":
+        return next(iter(QADataset(small.dataset, batch_size=4, key_frames=2, reader=reader)))
+    return gops_of(small, reader)
+
+
+def tensors_of(batch: AnyBatch) -> dict[str, torch.Tensor]:
+    if isinstance(batch, RawBatch):
+        return {name: getattr(batch, name) for name in RAW_FIELDS}
+    if isinstance(batch, QABatch):
+        return tensors_of(batch.gops) | {name: getattr(batch, name) for name in RUN_FIELDS}
+    return {name: getattr(batch, name) for name in GOP_FIELDS}
+
+
+def buffer_of(batch: AnyBatch) -> Buffer:
+    return batch.gops.buffer if isinstance(batch, QABatch) else batch.buffer
+
+
+def assert_same(found: AnyBatch, expected: AnyBatch) -> None:
     assert type(found) is type(expected)
     assert found.info == expected.info
     if isinstance(found, QABatch) and isinstance(expected, QABatch):
         assert found.questions == expected.questions
-        for name in RUN_FIELDS:
-            assert torch.equal(getattr(found, name), getattr(expected, name)), name
-        found, expected = found.gops, expected.gops
-    assert isinstance(found, GopBatch)
-    for name in GOP_FIELDS:
-        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    expected_tensors = tensors_of(expected)
+    for name, tensor in tensors_of(found).items():
+        assert tensor.dtype == expected_tensors[name].dtype, name
+        assert torch.equal(tensor, expected_tensors[name]), name
 
 
-def test_batch_survives_pickling(batch: GopBatch | QABatch) -> None:
+def test_batch_survives_pickling(batch: AnyBatch) -> None:
     assert_same(pickle.loads(pickle.dumps(batch)), batch)
     assert_same(pickle.loads(ForkingPickler.dumps(batch)), batch)
 
 
-def _send(batch: GopBatch | QABatch, batches: Any, received: Any) -> None:
+def _send(batch: AnyBatch, batches: Any, received: Any) -> None:
     batches.put(batch)
     received.wait(60)  # torch wants the sender alive until then
 
 
-def test_batch_of_another_process_is_the_same(batch: GopBatch | QABatch) -> None:
+def test_batch_of_another_process_is_the_same(batch: AnyBatch) -> None:
     context = torch.multiprocessing.get_context("fork")
     batches, received = context.Queue(), context.Event()
     process = context.Process(target=_send, args=(batch, batches, received))
@@ -168,19 +196,26 @@ def test_batch_of_another_process_is_the_same(batch: GopBatch | QABatch) -> None
     assert_same(found, batch)
 
 
-def test_batch_is_moved_as_a_whole(batch: GopBatch | QABatch) -> None:
+def test_batch_is_moved_as_a_whole(batch: AnyBatch) -> None:
     assert_same(batch.to("cpu"), batch)
     moved = batch.to("meta")
-    tensors = [getattr(moved, name) for name in RUN_FIELDS] if isinstance(moved, QABatch) else []
-    gops = moved.gops if isinstance(moved, QABatch) else moved
-    tensors += [getattr(gops, name) for name in GOP_FIELDS]
-    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert {tensor.device.type for tensor in tensors_of(moved).values()} == {"meta"}
     assert moved.info == batch.info
     assert len(moved) == len(batch) == 4
 
 
-def test_batch_is_pinned_as_one_block(batch: GopBatch | QABatch, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pinning takes a GPU's driver: a copy stands in for it."""
+def test_batch_is_pinned_as_one_block(batch: AnyBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = stand_in_for_pinning(monkeypatch)
+    found = batch.pin_memory()
+    assert_same(found, batch)
+    (block,) = pinned
+    assert buffer_of(found).memory is block
+    starts = {tensor.untyped_storage().data_ptr() for tensor in tensors_of(found).values()}
+    assert starts == {block.untyped_storage().data_ptr()}
+
+
+def stand_in_for_pinning(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Pinning takes a GPU's driver: a copy stands in for it. Returns the copies that will be made."""
     pinned: list[torch.Tensor] = []
 
     def pin(tensor: torch.Tensor) -> torch.Tensor:
@@ -188,9 +223,91 @@ def test_batch_is_pinned_as_one_block(batch: GopBatch | QABatch, monkeypatch: py
         return pinned[-1]
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    found = batch.pin_memory()
-    assert_same(found, batch)
-    (block,) = pinned
-    gops = found.gops if isinstance(found, QABatch) else found
-    assert gops.buffer.memory is block
-    assert gops.pictures.untyped_storage().data_ptr() == block.untyped_storage().data_ptr()
+    return pinned
+
+
+def test_only_copies_to_an_accelerator_do_not_block(batch: AnyBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the host, nothing would say when the content is there."""
+    asked = []
+    to = torch.Tensor.to
+
+    def record(tensor: torch.Tensor, device: torch.device | str, *, non_blocking: bool) -> torch.Tensor:
+        asked.append((str(device), non_blocking))
+        return to(tensor, device, non_blocking=non_blocking)
+
+    changed = replaced(batch)
+    monkeypatch.setattr(torch.Tensor, "to", record)
+    for device in ("cpu", torch.device("cpu"), "meta"):
+        changed.to(device)
+    changed.to("meta", non_blocking=False)
+    assert set(asked) == {("cpu", False), ("meta", True), ("meta", False)}
+    assert len(asked) == 4 * (1 + len(changed.replaced()))
+
+
+def replaced(batch: AnyBatch) -> AnyBatch:
+    """With tensors that have another dtype, another shape, other numbers, and a part of what was there."""
+    if isinstance(batch, RawBatch):
+        return replace(batch, data=batch.data[5:], is_valid=~batch.is_valid)
+    if isinstance(batch, QABatch):
+        gops = replaced(batch.gops)
+        assert isinstance(gops, GopBatch)
+        return replace(batch, gops=gops, run_tokens=batch.run_tokens + 1)
+    half = batch.pictures[..., ::2].to(torch.bfloat16) / 255
+    return replace(batch, pictures=half, motion=batch.motion[:, :1], num_tokens=batch.num_tokens + 1)
+
+
+def test_a_batch_knows_what_was_replaced(batch: AnyBatch) -> None:
+    assert batch.replaced() == {}
+    assert batch.to("cpu").replaced() == {}
+    expected = {
+        GopBatch: {"pictures", "motion", "num_tokens"},
+        QABatch: {"pictures", "motion", "num_tokens", "run_tokens"},
+        RawBatch: {"data", "is_valid"},
+    }
+    assert set(replaced(batch).replaced()) == expected[type(batch)]
+
+
+def test_replaced_tensors_stay_with_their_batch(batch: AnyBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = replaced(batch)
+    before = buffer_of(batch).memory.data_ptr()
+    assert_same(pickle.loads(pickle.dumps(changed)), changed)
+    assert_same(pickle.loads(ForkingPickler.dumps(pickle.loads(pickle.dumps(changed)))), changed)
+    assert_same(changed.to("cpu"), changed)
+    moved = changed.to("meta")
+    assert {tensor.device.type for tensor in tensors_of(moved).values()} == {"meta"}
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in tensors_of(moved).items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in tensors_of(changed).items()
+    }
+    pinned = stand_in_for_pinning(monkeypatch)
+    assert_same(changed.pin_memory(), changed)
+    assert len(pinned) == 1 + len(changed.replaced())
+    assert buffer_of(batch).memory.data_ptr() == before
+
+
+def test_questions_may_get_gops_of_another_buffer(small: Layout, reader: ShardReader) -> None:
+    dataset = QADataset(small.dataset, batch_size=4, key_frames=2, reader=reader)
+    batch = replace(next(iter(dataset)), gops=gops_of(small, reader))
+    assert_same(pickle.loads(pickle.dumps(batch)), batch)
+    assert_same(batch.to("cpu"), batch)
+
+
+class _Replaced(IterableDataset[GopBatch]):
+    """A wrapper on the workers' side."""
+
+    def __init__(self, batches: GopDataset) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[GopBatch]:
+        for batch in self.batches:
+            half = batch.pictures.to(torch.float16) / 2
+            yield replace(batch, pictures=half, motion=batch.motion[:, :1])
+
+
+def test_what_a_worker_replaces_arrives(small: Layout, reader: ShardReader) -> None:
+    dataset = GopDataset(small.dataset, batch_size=2, key_frames=2, reader=reader)
+    expected = list(_Replaced(dataset))
+    found = list(DataLoader(_Replaced(dataset), batch_size=None, num_workers=1))
+    assert len(found) == len(expected) >= 2
+    for one, other in zip(found, expected, strict=True):
+        for name, tensor in tensors_of(one).items():
+            assert torch.equal(tensor, tensors_of(other)[name]), name

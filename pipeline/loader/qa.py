@@ -39,7 +39,7 @@ from cope_prep.pipeline.loader.questions import (
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import SampleStore
 from cope_prep.pipeline.loader.stream import InfoMaker, OnError, StreamDataset, logger
-from cope_prep.schemas.errors import ConfigurationError
+from cope_prep.schemas.errors import ConfigurationError, CopePrepError
 
 
 class QADataset(StreamDataset[QABatch]):
@@ -179,7 +179,7 @@ class QADataset(StreamDataset[QABatch]):
         skipped: list[Skipped] = []
         failed: set[int] = set()
 
-        def note(row: Row, exc: Exception) -> None:
+        def note(row: Row, exc: CopePrepError) -> None:
             skipped.append(self._failed(row.sample, row.position, exc))
             failed.add(row.sample)
 

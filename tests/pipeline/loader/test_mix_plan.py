@@ -222,7 +222,7 @@ def test_filter_that_leaves_nothing_fails(small: Layout, tmp_path: Path) -> None
         tmp_path,
         f"datasets: [{{dataset: {small.dataset}}}, {{dataset: {small.dataset}, filter: {{min_motion_px: 1e6}}}}]",
     )
-    with pytest.raises(ConfigurationError, match="has no GOP that passes the filter. Widen the filter"):
+    with pytest.raises(ConfigurationError, match=r"has no GOP that passes the filter. Widen the filter"):
         plan_of(mix)
 
 

@@ -209,7 +209,7 @@ def test_killed_while_unpacking_leaves_nothing_and_the_next_one_unpacks(
 def test_folder_that_cannot_be_made_fails(small: Layout, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     plan = plan_questions(small.questions, all_videos(small), mix=None, seed=0)
-    with pytest.raises(StorageError, match="cannot be unpacked there .* choose another cache folder"):
+    with pytest.raises(StorageError, match=r"cannot be unpacked there .* choose another cache folder"):
         QuestionTexts([plan], str(tmp_path / "file" / "texts")).record(0, 0)
 
 
@@ -332,7 +332,7 @@ def test_what_leaves_no_question_is_named(small: Layout, copied: Layout) -> None
     storage.publish_table(copied.questions, pa.Table.from_pylist(rows, schema=QUESTIONS))
     with pytest.raises(
         ConfigurationError,
-        match="none of its 60 questions is left: 60 whose video does not pass the filter. Widen the filter",
+        match=r"none of its 60 questions is left: 60 whose video does not pass the filter. Widen the filter",
     ):
         QADataset(copied.dataset, where=other)
     with pytest.raises(
@@ -356,10 +356,10 @@ def test_mix_and_filter_beside_one_part(small: Layout, reader: ShardReader, tmp_
         GopDataset(small.dataset, where=where, reader=reader)
     )
     for own in ({"mix": mix}, {"filter": where}):
-        with pytest.raises(ConfigurationError, match="of its own. Give one of the two"):
+        with pytest.raises(ConfigurationError, match=r"of its own. Give one of the two"):
             QADataset(MixPart(dataset=small.dataset, **own), mix=mix, where=where)
     with pytest.raises(
-        ConfigurationError, match="is for one dataset, there are 2. Give each part .* own filter"
+        ConfigurationError, match=r"is for one dataset, there are 2. Give each part .* own filter"
     ):
         GopDataset([part, part], where=where)
 

@@ -229,6 +229,22 @@ def test_dataset_over_http_without_listings_is_to_be_named_by_its_shards(server)
     assert "cope-prep shard" not in str(caught.value)
 
 
+@pytest.mark.parametrize("fault", [500, "reset"])
+def test_dataset_that_cannot_be_listed_now_is_not_without_shards(
+    server, fault: int | str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(RetryPolicy, "wait_s", lambda policy, attempt: 0.0)
+    answer = server.answer
+
+    def answer_or_fail(handler) -> None:
+        server.forever = fault if handler.path == "/shards" else None
+        answer(handler)
+
+    monkeypatch.setattr(server, "answer", answer_or_fail)
+    with pytest.raises(StorageError, match=r"/shards: cannot be listed"):
+        GopDataset(server.url)
+
+
 def test_what_makes_a_cluster_fetch_twice_is_said(
     small: Layout, server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):

@@ -151,7 +151,9 @@ def test_mix_of_nothing_fails() -> None:
 
 def test_filter_beside_a_mix_fails(small: Layout) -> None:
     with pytest.raises(ConfigurationError, match="Give each part of the mix its own filter"):
-        GopDataset([MixPart(dataset=small.dataset)], where=GopFilter(min_motion_px=1))
+        GopDataset(
+            [MixPart(dataset=small.dataset), MixPart(dataset=small.dataset)], where=GopFilter(min_motion_px=1)
+        )
 
 
 def write(path: Path, document: object) -> str:

@@ -106,7 +106,7 @@ class Buffer:
         return Buffer(move(self.memory, device, non_blocking=non_blocking), self.fields)
 
     def foreign(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Those of `tensors` that are not this buffer's own views by those names: about 1 us for each."""
+        """Those of `tensors` that are not this buffer's own views by those names."""
         start, device = self.memory.data_ptr(), self.memory.device
         own = {field.name: field for field in self.fields}
         found = {}

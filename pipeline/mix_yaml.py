@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import yaml
@@ -104,11 +104,11 @@ def parse_sampling(text: str) -> Sampling:
     )
 
 
-def read_mix(uri: str) -> list[MixEntry]:
-    """Read a mix file.
+def read_datasets(uri: str, *, example: str) -> list[Any]:
+    """The list `datasets` of a mix file, as YAML has it. `example` is for the message.
 
     Raises:
-        ConfigurationError: it is not there, or not a mix; every mistake in it is listed.
+        ConfigurationError: the file is not there, or has no such list.
     """
     try:
         document = yaml.safe_load(storage.read_bytes(uri))
@@ -118,11 +118,18 @@ def read_mix(uri: str) -> list[MixEntry]:
         raise ConfigurationError(uri, f"is not valid YAML ({' '.join(str(exc).split())})") from exc
     datasets = document.get("datasets") if isinstance(document, dict) else None
     if not isinstance(datasets, list) or not datasets:
-        raise ConfigurationError(
-            uri, "has no list of datasets", "Write datasets: [{json_path: ..., sampling_strategy: ...}]."
-        )
+        raise ConfigurationError(uri, "has no list of datasets", f"Write datasets: [{example}].")
+    return datasets
+
+
+def read_mix(uri: str) -> list[MixEntry]:
+    """Read a mix file.
+
+    Raises:
+        ConfigurationError: it is not there, or not a mix; every mistake in it is listed.
+    """
     entries, mistakes = [], []
-    for index, dataset in enumerate(datasets):
+    for index, dataset in enumerate(read_datasets(uri, example="{json_path: ..., sampling_strategy: ...}")):
         try:
             entries.append(_read_entry(dataset))
         except ConfigurationError as exc:

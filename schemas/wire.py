@@ -39,11 +39,12 @@ from cope_prep.schemas.specs import (
 
 _RESIDUAL_SPEC: TypeAdapter[Any] = TypeAdapter(ResidualSpec)
 _STATS_NAMES = tuple(field.name for field in fields(WindowStats))
+_ZSTD_LEVEL = 3
 MAX_ARRAY_BYTES = 1 << 31
 """No array of a sample is larger: a crafted one cannot make a reader allocate more."""
 
 
-def encode_gop(record: GopRecord, *, compression_level: int = 3) -> dict[str, bytes]:
+def encode_gop(record: GopRecord) -> dict[str, bytes]:
     """The members of a sample, by name without the key, in the order in which they are stored."""
     windows = record.windows
     grid = (-(-record.height_px // record.block_px), -(-record.width_px // record.block_px))
@@ -53,7 +54,7 @@ def encode_gop(record: GopRecord, *, compression_level: int = 3) -> dict[str, by
     for index, window in enumerate(windows):
         motion[index] = window.motion
         intra[index] = window.intra
-    compressor = zstandard.ZstdCompressor(level=compression_level)
+    compressor = zstandard.ZstdCompressor(level=_ZSTD_LEVEL)
     members = {"json": json.dumps(_describe(record), separators=(",", ":")).encode()}
     if isinstance(record.iframe, bytes):
         members["iframe.jpg"] = record.iframe

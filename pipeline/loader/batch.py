@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -66,7 +66,44 @@ class BatchInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GopBatch:
+class _BufferedBatch:
+    """A batch whose other fields are tensors, all of them views of one buffer unless they were replaced."""
+
+    info: BatchInfo
+    buffer: Buffer
+
+    @classmethod
+    def tensor_names(cls) -> tuple[str, ...]:
+        """The fields that are tensors."""
+        return tuple(name for name in cls.__dataclass_fields__ if name not in ("info", "buffer"))
+
+    @classmethod
+    def from_buffer(
+        cls, buffer: Buffer, info: BatchInfo, replaced: Mapping[str, torch.Tensor] = _NOTHING
+    ) -> Self:
+        """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
+        tensors = buffer.tensors() | replaced
+        return cls(**{name: tensors[name] for name in cls.tensor_names()}, info=info, buffer=buffer)
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
+        return type(self).from_buffer, (self.buffer, self.info, _to_send(self.buffer, self.replaced()))
+
+    def replaced(self) -> dict[str, torch.Tensor]:
+        """The tensors that are not the buffer's, by name."""
+        return self.buffer.foreign({name: getattr(self, name) for name in self.tensor_names()})
+
+    def pin_memory(self) -> Self:
+        """In page-locked memory; torch's DataLoader calls it when asked to pin."""
+        return self.from_buffer(self.buffer.pin_memory(), self.info, _pin(self.replaced()))
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Self:
+        """On a device, by one copy (and one for each tensor that was replaced); to the host it always blocks."""
+        replaced = _move(self.replaced(), device, non_blocking=non_blocking)
+        return self.from_buffer(self.buffer.to(device, non_blocking=non_blocking), self.info, replaced)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GopBatch(_BufferedBatch):
     """GOPs (or single windows) as tensors."""
 
     pictures: torch.Tensor
@@ -99,39 +136,13 @@ class GopBatch:
     """int32 [B]"""
     is_valid: torch.Tensor
     """bool [B]: False where a sample was skipped; all its masks are False."""
-    info: BatchInfo
-    buffer: Buffer
-
-    @classmethod
-    def from_buffer(
-        cls, buffer: Buffer, info: BatchInfo, replaced: Mapping[str, torch.Tensor] = _NOTHING
-    ) -> GopBatch:
-        """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
-        tensors = buffer.tensors() | replaced
-        return cls(**{name: tensors[name] for name in GOP_FIELDS}, info=info, buffer=buffer)
 
     def __len__(self) -> int:
         return len(self.is_valid)
 
-    def __reduce__(self) -> tuple[Callable[..., GopBatch], tuple[Any, ...]]:
-        return GopBatch.from_buffer, (self.buffer, self.info, _to_send(self.buffer, self.replaced()))
-
-    def replaced(self) -> dict[str, torch.Tensor]:
-        """The tensors that are not the buffer's, by name."""
-        return self.buffer.foreign({name: getattr(self, name) for name in GOP_FIELDS})
-
-    def pin_memory(self) -> GopBatch:
-        """In page-locked memory; torch's DataLoader calls it when asked to pin."""
-        return GopBatch.from_buffer(self.buffer.pin_memory(), self.info, _pin(self.replaced()))
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> GopBatch:
-        """On a device, by one copy (and one for each tensor that was replaced); to the host it always blocks."""
-        replaced = _move(self.replaced(), device, non_blocking=non_blocking)
-        return GopBatch.from_buffer(self.buffer.to(device, non_blocking=non_blocking), self.info, replaced)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RawBatch:
+class RawBatch(_BufferedBatch):
     """Samples as they are stored, for those who decode them in their own way."""
 
     data: torch.Tensor
@@ -140,35 +151,9 @@ class RawBatch:
     """int64 [B + 1]: sample b is `data[offset_bytes[b] : offset_bytes[b + 1]]`."""
     is_valid: torch.Tensor
     """bool [B]: False where a sample was skipped; its bytes are zeros."""
-    info: BatchInfo
-    buffer: Buffer
-
-    @classmethod
-    def from_buffer(
-        cls, buffer: Buffer, info: BatchInfo, replaced: Mapping[str, torch.Tensor] = _NOTHING
-    ) -> RawBatch:
-        """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
-        tensors = buffer.tensors() | replaced
-        return cls(**{name: tensors[name] for name in RAW_FIELDS}, info=info, buffer=buffer)
 
     def __len__(self) -> int:
         return len(self.is_valid)
-
-    def __reduce__(self) -> tuple[Callable[..., RawBatch], tuple[Any, ...]]:
-        return RawBatch.from_buffer, (self.buffer, self.info, _to_send(self.buffer, self.replaced()))
-
-    def replaced(self) -> dict[str, torch.Tensor]:
-        """The tensors that are not the buffer's, by name."""
-        return self.buffer.foreign({name: getattr(self, name) for name in RAW_FIELDS})
-
-    def pin_memory(self) -> RawBatch:
-        """In page-locked memory; torch's DataLoader calls it when asked to pin."""
-        return RawBatch.from_buffer(self.buffer.pin_memory(), self.info, _pin(self.replaced()))
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> RawBatch:
-        """On a device, by one copy (and one for each tensor that was replaced); to the host it always blocks."""
-        replaced = _move(self.replaced(), device, non_blocking=non_blocking)
-        return RawBatch.from_buffer(self.buffer.to(device, non_blocking=non_blocking), self.info, replaced)
 
     def sample(self, index: int) -> memoryview:
         """The bytes of a sample, not copied; `pipeline.tar.split_sample` gives its members."""
@@ -176,8 +161,6 @@ class RawBatch:
         return memoryview(self.data[start:end].numpy())
 
 
-GOP_FIELDS = tuple(name for name in GopBatch.__dataclass_fields__ if name not in ("info", "buffer"))
-RAW_FIELDS = tuple(name for name in RawBatch.__dataclass_fields__ if name not in ("info", "buffer"))
 RUN_FIELDS = ("run_kind", "run_gop", "run_slot", "run_s", "run_tokens", "question_is_valid")
 
 

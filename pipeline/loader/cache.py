@@ -33,7 +33,8 @@ from cope_prep.pipeline.loader.shared_folder import (
 )
 from cope_prep.schemas.errors import ConfigurationError, StorageError
 
-_FREED_SHARE = 0.1
+FREED_SHARE = 0.1
+"""Of the limit: what an eviction makes free."""
 _ACCOUNT_BYTE = 0
 _FULL_ERRNOS = {errno.ENOSPC, errno.EDQUOT}
 _SAFE_NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,199}")
@@ -143,7 +144,7 @@ class ChunkCache:
         # The disk holds less than the limit allows: what was used longest ago goes, and once more.
         with locked(self._folder, _ACCOUNT_BYTE) as lock_fd:
             used_bytes = self._recount(lock_fd)
-            self._evict(lock_fd, used_bytes - max(2 * len(content), int(used_bytes * _FREED_SHARE)))
+            self._evict(lock_fd, used_bytes - max(2 * len(content), int(used_bytes * FREED_SHARE)))
         with self._written(name, content) as written_fd:
             return self._admit(name, len(content), written_fd)
 
@@ -162,7 +163,7 @@ class ChunkCache:
         with locked(self._folder, _ACCOUNT_BYTE) as lock_fd:
             self._unlink(lock_fd, name)  # of the wrong size
             if _read_count(lock_fd) + size_bytes > self._limit_bytes:
-                keep_bytes = int(self._limit_bytes * (1 - _FREED_SHARE)) - size_bytes
+                keep_bytes = int(self._limit_bytes * (1 - FREED_SHARE)) - size_bytes
                 self._recount(lock_fd)
                 self._evict(lock_fd, keep_bytes)
             # A process that dies between these two leaves a count too high, never a limit exceeded.

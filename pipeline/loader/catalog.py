@@ -88,6 +88,13 @@ class Catalog:
         """Video id of a sample."""
         return self.video_ids[int(self.video[sample])].as_py()
 
+    def video_spans(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [num_videos] twice: first sample and number of samples of each video; -1 and 0 if it has none."""
+        num_samples = np.bincount(self.video, minlength=len(self.video_ids))
+        first_sample = np.full(len(self.video_ids), -1, np.int64)
+        first_sample[self.video[::-1]] = np.arange(len(self))[::-1]
+        return first_sample, num_samples
+
     def take(self, samples: np.ndarray) -> Catalog:
         """These samples only; bool [num_samples], or ascending indices."""
         columns = ("shard", "video", "gop_index", "start_s", "num_frames", "size_px")

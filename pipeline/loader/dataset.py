@@ -97,7 +97,6 @@ class GopDataset(StreamDataset[GopBatch]):
         mix = open_mix(with_filter(source, where), per_video=False)
         catalog = mix.catalog
         self.geometry = geometry_of(mix.folders, window=window, key_frames=key_frames)
-        self._stored_window = mix.folders[0].specs.extract.window
         self._scale = residual_scale(self.geometry.residual_spec)
         self._tokens = tokens or TokenCounts()
         self._unit: Unit = unit

@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.hashing import hash_positions
 from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder, join_catalogs, open_shards, read_catalog
 from cope_prep.pipeline.loader.filters import GopFilter
-from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError
+from cope_prep.pipeline.mix_yaml import read_datasets
+from cope_prep.schemas.errors import ConfigurationError
 
 
 class MixPart(BaseModel):
@@ -140,19 +140,8 @@ def read_mix_parts(uri: str) -> list[MixPart]:
     Raises:
         ConfigurationError: it is not there, or not such a mix; every mistake in it is listed.
     """
-    try:
-        document = yaml.safe_load(storage.read_bytes(uri))
-    except SourceNotFoundError as exc:
-        raise ConfigurationError(uri, "there is no such mix file") from exc
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(uri, f"is not valid YAML ({' '.join(str(exc).split())})") from exc
-    entries = document.get("datasets") if isinstance(document, dict) else None
-    if not isinstance(entries, list) or not entries:
-        raise ConfigurationError(
-            uri, "has no list of datasets", "Write datasets: [{dataset: ..., weight: ...}]."
-        )
     parts, mistakes = [], []
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(read_datasets(uri, example="{dataset: ..., weight: ...}")):
         try:
             part = MixPart.model_validate(entry)
         except ValidationError as exc:

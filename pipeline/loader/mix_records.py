@@ -18,7 +18,6 @@ from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder, open_shards,
 from cope_prep.pipeline.loader.mix import MixPart
 from cope_prep.pipeline.loader.questions import QuestionPlan, plan_questions, questions_uri
 from cope_prep.pipeline.loader.remote_file import open_file
-from cope_prep.pipeline.loader.simulate_units import video_spans
 from cope_prep.schemas.errors import ConfigurationError
 
 
@@ -99,7 +98,7 @@ def read_part(part: MixPart, *, seed: int) -> PartRecords:
             absent=(),
             first_gop=np.zeros(len(others_ids), np.int64),
         )
-    first_gop, num_gops = video_spans(catalog)
+    first_gop, num_gops = catalog.video_spans()
     passes = num_gops[questions.video] > 0
     absent = []
     if others is not questions:

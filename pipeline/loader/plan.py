@@ -25,6 +25,8 @@ from cope_prep.schemas.errors import ConfigurationError
 LastBatch = Literal["drop", "wrap"]
 STATE_KEY = "cope_prep.loader"
 STATE_VERSION = 1
+PREFETCH_STEPS = 3
+"""Steps of a worker whose chunks are asked for ahead of time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

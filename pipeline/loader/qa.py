@@ -98,10 +98,7 @@ class QADataset(StreamDataset[QABatch]):
             catalog, reader=reader, chunk_bytes=chunk_bytes, by_video=True, keep_bytes=keep_bytes
         )
 
-        num_videos = len(catalog.video_ids)
-        self._num_gops = np.bincount(catalog.video, minlength=num_videos)
-        self._first_gop = np.full(num_videos, -1, np.int64)
-        self._first_gop[catalog.video[::-1]] = np.arange(len(catalog))[::-1]
+        self._first_gop, self._num_gops = catalog.video_spans()
         plans, left_out = _plan_parts(opened, self._num_gops, seed=seed)
         video = np.concatenate([plan.video for plan in plans])
         part = np.repeat(np.arange(len(plans)), [len(plan) for plan in plans])

@@ -21,8 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cope_prep.pipeline.kernels.lru import empty_ring, replay_lru
+from cope_prep.pipeline.loader.cache import FREED_SHARE
 from cope_prep.pipeline.loader.order import DEFAULT_SHUFFLE, Shuffle
-from cope_prep.pipeline.loader.plan import StepPlan
+from cope_prep.pipeline.loader.plan import PREFETCH_STEPS, StepPlan
 from cope_prep.pipeline.loader.simulate_report import (
     Balance,
     EpochReplay,
@@ -33,9 +34,6 @@ from cope_prep.pipeline.loader.simulate_report import (
 )
 from cope_prep.pipeline.loader.simulate_units import EpochUnits, order_of
 from cope_prep.schemas.errors import ConfigurationError
-
-FREED_SHARE = 0.1
-"""Of the cache's limit: what an eviction makes free (cache.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +55,7 @@ class Cluster:
     seed: int = 0
     step_time_s: float | None = None
     """What the model takes for a step; None: do not compute who waits."""
-    prefetch_steps: int = 3
+    prefetch_steps: int = PREFETCH_STEPS
     """Steps that each worker asks for ahead."""
 
     @property

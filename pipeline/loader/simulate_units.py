@@ -136,14 +136,6 @@ def order_of(units: EpochUnits, *, shuffle: Shuffle, seed: int, epoch: int) -> n
     return epoch_order(units.chunk_of_unit, shuffle=shuffle, seed=seed, epoch=epoch)
 
 
-def video_spans(catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [num_videos] twice: first sample and number of samples of each video; -1 and 0 if it has none."""
-    num_gops = np.bincount(catalog.video, minlength=len(catalog.video_ids))
-    first_gop = np.full(len(catalog.video_ids), -1, np.int64)
-    first_gop[catalog.video[::-1]] = np.arange(len(catalog))[::-1]
-    return first_gop, num_gops
-
-
 def _make_units(folder: ShardFolder, questions: str | None, *, shuffle: Shuffle, seed: int) -> EpochUnits:
     seconds: dict[str, float] = defaultdict(float)
     with _timed(seconds, "index"):
@@ -162,7 +154,7 @@ def _make_units(folder: ShardFolder, questions: str | None, *, shuffle: Shuffle,
     if questions is not None:
         with _timed(seconds, "questions"):
             plan = plan_questions(questions, catalog.video_ids, mix=None, seed=seed)
-            first_gop, num_gops = video_spans(catalog)
+            first_gop, num_gops = catalog.video_spans()
             video = plan.video[np.argsort(first_gop[plan.video], kind="stable")]
             first_sample, num_samples = first_gop[video], num_gops[video]
             num_without_video = plan.num_without_video

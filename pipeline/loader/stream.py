@@ -20,15 +20,13 @@ from cope_prep.pipeline.loader.control import Control, check_rank, find_rank
 from cope_prep.pipeline.loader.mix import part_sizes, repeat_units, unit_copies
 from cope_prep.pipeline.loader.notices import InfoMaker, announce, logger, warn_of_fetching_twice
 from cope_prep.pipeline.loader.order import Shuffle, compact, visit_order
-from cope_prep.pipeline.loader.plan import LastBatch, Progress, StepPlan, from_state, to_state
+from cope_prep.pipeline.loader.plan import PREFETCH_STEPS, LastBatch, Progress, StepPlan, from_state, to_state
 from cope_prep.pipeline.loader.samples import SampleStore
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError, FormatError, SourceNotFoundError
 
 OnError = Literal["raise", "skip"]
 MAX_FAILURES_IN_ROW = 200
 """Samples that cannot be read, one after the other, in one worker: a store that is gone, rather than bad shards."""
-PREFETCH_STEPS = 3
-"""Steps of a worker whose chunks are asked for ahead of time."""
 
 
 class HasInfo(Protocol):

@@ -24,7 +24,7 @@ from cope_prep.pipeline.loader import (
     RawDataset,
     ShardReader,
 )
-from cope_prep.pipeline.loader.batch import GOP_FIELDS, RAW_FIELDS, RUN_FIELDS
+from cope_prep.pipeline.loader.batch import RUN_FIELDS
 from cope_prep.pipeline.loader.buffer import Buffer
 
 AnyBatch = GopBatch | QABatch | RawBatch
@@ -153,10 +153,10 @@ def batch(request: pytest.FixtureRequest, small: Layout, reader: ShardReader) ->
 
 def tensors_of(batch: AnyBatch) -> dict[str, torch.Tensor]:
     if isinstance(batch, RawBatch):
-        return {name: getattr(batch, name) for name in RAW_FIELDS}
+        return {name: getattr(batch, name) for name in RawBatch.tensor_names()}
     if isinstance(batch, QABatch):
         return tensors_of(batch.gops) | {name: getattr(batch, name) for name in RUN_FIELDS}
-    return {name: getattr(batch, name) for name in GOP_FIELDS}
+    return {name: getattr(batch, name) for name in GopBatch.tensor_names()}
 
 
 def buffer_of(batch: AnyBatch) -> Buffer:

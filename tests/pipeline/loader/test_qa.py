@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.loader import GopFilter, MixPart, QABatch, QADataset, ShardReader, TokenCounts
-from cope_prep.pipeline.loader.batch import DELTA, GOP_FIELDS, PICTURE, RUN_FIELDS
+from cope_prep.pipeline.loader.batch import DELTA, PICTURE, RUN_FIELDS, GopBatch
 from cope_prep.pipeline.rebuild import rebuild_anchors
 from cope_prep.pipeline.tar import split_sample
 from cope_prep.schemas.arrow import INDEX
@@ -288,7 +288,7 @@ def test_questions_of_one_video_share_its_gops(small: Layout, reader: ShardReade
 def test_all_tensors_of_a_batch_are_views_of_one_block(small: Layout, reader: ShardReader) -> None:
     batch = next(iter(QADataset(small.dataset, batch_size=6, questions_per_visit=3, reader=reader)))
     block = batch.gops.buffer.memory.untyped_storage()
-    tensors = [getattr(batch.gops, name) for name in GOP_FIELDS]
+    tensors = [getattr(batch.gops, name) for name in GopBatch.tensor_names()]
     tensors += [getattr(batch, name) for name in RUN_FIELDS]
     assert {tensor.untyped_storage().data_ptr() for tensor in tensors} == {block.data_ptr()}
     # Each tensor has its place, and the places do not overlap: nothing is there twice.
@@ -396,7 +396,7 @@ def test_damaged_gop_leaves_out_the_questions_about_its_video(
                 assert torch.equal(
                     values, torch.zeros_like(values) if hit else getattr(before, name)[question]
                 )
-        for name in GOP_FIELDS:
+        for name in GopBatch.tensor_names():
             for index in range(len(after.info.keys)):
                 if index != bad_row:
                     assert torch.equal(getattr(after.gops, name)[index], getattr(before.gops, name)[index])
@@ -503,7 +503,7 @@ def test_workers_hand_over_the_same_batches(small: Layout, reader: ShardReader) 
     for before, after in zip(alone, loaded, strict=True):
         assert after.questions == before.questions
         assert after.info == before.info
-        for name in GOP_FIELDS:
+        for name in GopBatch.tensor_names():
             assert torch.equal(getattr(after.gops, name), getattr(before.gops, name)), name
         for name in RUN_FIELDS:
             assert torch.equal(getattr(after, name), getattr(before, name)), name

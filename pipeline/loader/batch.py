@@ -161,7 +161,7 @@ class RawBatch(_BufferedBatch):
         return memoryview(self.data[start:end].numpy())
 
 
-RUN_FIELDS = ("run_kind", "run_gop", "run_slot", "run_s", "run_tokens", "question_is_valid")
+RUN_FIELDS = ("run_kind", "run_gop", "run_slot", "run_s", "run_tokens", "duration_s", "question_is_valid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,6 +182,8 @@ class QABatch:
     """float64 [Q, S]: time in the video."""
     run_tokens: torch.Tensor
     """int32 [Q, S]: length of the run in tokens; 0 for PAD."""
+    duration_s: torch.Tensor
+    """float64 [Q]: length of the whole video, also where only some of its GOPs are given."""
     question_is_valid: torch.Tensor
     """bool [Q]: False where a GOP of the question could not be read; the question then has no runs."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import google_crc32c
 import numpy as np
 
-from cope_prep.pipeline.loader.batch import DELTA, PICTURE, QABatch, Skipped, TokenCounts
+from cope_prep.pipeline.loader.batch import DELTA, PICTURE, RUN_FIELDS, QABatch, Skipped, TokenCounts
 from cope_prep.pipeline.loader.buffer import Buffer
 from cope_prep.pipeline.loader.catalog import Catalog
 from cope_prep.pipeline.loader.collate import Row, fill_gops, gop_arrays
@@ -89,6 +89,7 @@ class QADataset(StreamDataset[QABatch]):
             raise ConfigurationError(f"max_gops {max_gops}", "must be 1 or more")
         if questions_per_visit < 1:
             raise ConfigurationError(f"questions_per_visit {questions_per_visit}", "must be 1 or more")
+        self._duration_s = _durations_s(opened.catalog, fps=self.geometry.fps)
         catalog = opened.catalog.take(_wanted_gops(opened.catalog, max_gops, span_s, fps=self.geometry.fps))
         self._scale = residual_scale(self.geometry.residual_spec)
         self._tokens = tokens or TokenCounts()
@@ -169,6 +170,7 @@ class QADataset(StreamDataset[QABatch]):
                 "run_slot": (np.int32, shape),
                 "run_s": (np.float64, shape),
                 "run_tokens": (np.int32, shape),
+                "duration_s": (np.float64, shape[:1]),
                 "question_is_valid": (np.bool_, shape[:1]),
             }
         )
@@ -181,7 +183,7 @@ class QADataset(StreamDataset[QABatch]):
             failed.add(row.sample)
 
         fill_gops(
-            {name: array for name, array in arrays.items() if not name.startswith(("run_", "question_"))},
+            {name: array for name, array in arrays.items() if name not in RUN_FIELDS},
             list(rows.values()),
             geometry=self.geometry,
             tokens=self._tokens,
@@ -191,6 +193,7 @@ class QADataset(StreamDataset[QABatch]):
         for question, of_question in enumerate(samples):
             is_valid = failed.isdisjoint(of_question)
             arrays["question_is_valid"][question] = is_valid
+            arrays["duration_s"][question] = self._duration_s[self._video[units[question]]]
             used = [(index[sample], rows[sample]) for sample in of_question] if is_valid else []
             _fill_runs(arrays, question, used, self._tokens)
         questions = tuple(
@@ -223,6 +226,13 @@ def _with_mix(source: Source, mix: str) -> Source:
     if part.mix is not None:
         raise ConfigurationError("mix", f"{part.dataset} has a mix of its own", "Give one of the two.")
     return part.model_copy(update={"mix": mix})
+
+
+def _durations_s(catalog: Catalog, *, fps: int) -> np.ndarray:
+    """float64 [num_videos]: where the last GOP of each video ends; 0 for one that has none."""
+    end_s = np.zeros(len(catalog.video_ids))
+    np.maximum.at(end_s, catalog.video, catalog.start_s + catalog.num_frames / fps)
+    return end_s
 
 
 def _wanted_gops(

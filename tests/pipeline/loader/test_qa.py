@@ -101,7 +101,7 @@ def slow_runs(
 def runs_of(batch: QABatch, question: int) -> list[Run]:
     """The runs of a question of a batch, whose padding is checked to be zeros."""
     num_runs = int((batch.run_kind[question] != 0).sum())
-    for name in RUN_FIELDS[:-1]:
+    for name in RUN_FIELDS[:-2]:
         assert not getattr(batch, name)[question, num_runs:].any()
     return [
         Run(
@@ -240,9 +240,11 @@ def test_max_gops_are_spread_evenly(lengths: Layout, reader: ShardReader, max_go
     dataset = QADataset(lengths.dataset, max_gops=max_gops, reader=reader)
     found = {batch.questions[0].video_id: gops_of(batch, 0) for batch in dataset}
     assert len(found) == 9
+    duration_s = {batch.questions[0].video_id: float(batch.duration_s[0]) for batch in dataset}
     for video_id, rows in gops_by_video(lengths).items():
         count = len(rows)
         taken = min(count, max_gops)
+        assert duration_s[video_id] == pytest.approx(sum(row["num_frames"] for row in rows) / 30)
         gops = found[video_id]
         assert len(gops) == taken
         assert gops[0] == 0
@@ -391,7 +393,7 @@ def test_damaged_gop_leaves_out_the_questions_about_its_video(
         bad_row = after.info.keys.index(row["key"]) if any(is_about_it) else -1
         assert after.gops.is_valid.tolist() == [index != bad_row for index in range(len(after.info.keys))]
         for question, hit in enumerate(is_about_it):
-            for name in RUN_FIELDS[:-1]:
+            for name in RUN_FIELDS[:-2]:
                 values = getattr(after, name)[question]
                 assert torch.equal(
                     values, torch.zeros_like(values) if hit else getattr(before, name)[question]

@@ -169,7 +169,7 @@ def _encode(
         ("\n", False),
     ]
     for index, (speaker, text) in enumerate(turns):
-        is_answer = speaker == "gpt"
+        is_answer = speaker == "gpt" and not ask
         pieces += [(start, False), (f"{_ROLES[speaker]}\n", False)]
         if index == 0:
             # Wherever the question has its <image>, it goes first, as LLaVA-NeXT's preprocess_multimodal does.

@@ -13,6 +13,8 @@
     │   ├── ChecksumError             bytes or rebuilt anchors differ from what was recorded
     │   └── SchemaVersionError        written by an incompatible version of the format
     ├── StorageError                  the store refused or lost something
+    ├── TrainingError                 a run of training cannot go on as it is
+    │   └── NonFiniteLossError        NaN or infinity in the loss or its gradient
     └── JobError                      the work was fine, its worker was not
         ├── WorkerDiedError           killed by a signal, or out of memory
         └── TimeLimitError            exceeded the time limit of one video
@@ -90,6 +92,14 @@ class SchemaVersionError(FormatError):
 
 class StorageError(CopePrepError):
     """The file system or object store refused an operation or lost an object."""
+
+
+class TrainingError(CopePrepError):
+    """A run of training cannot go on as it is; its last checkpoint is good."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss or its gradient is NaN or infinite; the batch was saved, and the weights were not changed by it."""
 
 
 class JobError(CopePrepError):

@@ -1,0 +1,394 @@
+"""The one training engine: a task, its batches, and steps until `max_steps`, in plain PyTorch.
+
+    a step   for each micro-batch: prepare -> loss (a sum) -> backward; gradients add up
+             over all ranks: weight = terms of the loss
+             gradients * world_size / weight (DDP and FSDP2 gave their mean over ranks), clipped; AdamW
+    so the gradient is that of the mean over the whole global batch, however that is split.
+
+A run goes on by itself from the newest checkpoint in its folder, and then does, bit for bit on a CPU, what it would
+have done without the interruption: weights, optimizer, average, order of samples, dropout. Ctrl-C or SIGTERM end it
+after the step, with a checkpoint; a second one ends it at once.
+
+    RUN/checkpoints/step-00000100/  RUN/metrics.jsonl  RUN/tensorboard/  RUN/nonfinite-step-120/ if it came to that
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+from cope_prep.encoders import random_state
+from cope_prep.encoders.checkpoint import (
+    Progress,
+    Trained,
+    find_checkpoints,
+    load_checkpoint,
+    remove_incomplete,
+    save_checkpoint,
+)
+from cope_prep.encoders.distributed import (
+    Parallel,
+    Ranks,
+    average_buffers,
+    connect,
+    micro_batch,
+    reshard,
+    spread,
+)
+from cope_prep.encoders.interruption import StopSignals, begin_worker
+from cope_prep.encoders.metrics import MetricsLog, Stopwatch, last_metrics, peak_memory_gb
+from cope_prep.encoders.optimization import (
+    OptimizerConfig,
+    WeightAverage,
+    check_groups,
+    make_optimizer,
+    scale_and_clip,
+    set_lr,
+)
+from cope_prep.encoders.replay import Batch, fail_nonfinite
+from cope_prep.encoders.task import Task
+from cope_prep.schemas.errors import ConfigurationError
+
+logger = logging.getLogger("cope_prep.training")
+OnReport = Callable[[int, Mapping[str, float], Path | None], None]
+"""Called on every rank after each checkpoint: step, its figures, where the checkpoint is."""
+
+
+class TrainingConfig(OptimizerConfig):
+    """How a task is trained. `batch_size` is global: ranks * micro_batch_size * accumulated micro-batches."""
+
+    batch_size: int = Field(default=32, ge=1)
+    micro_batch_size: int = Field(default=4, ge=1)
+    """GOPs, windows or questions that a rank computes at a time."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the computation, by autocast; parameters are float32."""
+    parallel: Parallel = "ddp"
+    activation_checkpointing: bool = False
+    """Compute the blocks again in the backward pass instead of keeping what is inside them."""
+    seed: int = 0
+    """Of what the model draws (dropout); the order of the data has its own."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    deterministic: bool = False
+    """Refuse operations whose result varies from run to run, which on GPUs are many and the faster ones."""
+    num_workers: int = Field(default=2, ge=0)
+    """Processes of each rank that make batches."""
+    log_every: int = Field(default=10, ge=1)
+    eval_every: int | None = Field(default=None, ge=1)
+    """None: at the end only."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    keep_checkpoints: int = Field(default=3, ge=1)
+    tensorboard: bool = True
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches of a rank in one step.
+
+        Raises:
+            ConfigurationError: the global batch is not a multiple of what all ranks compute at a time.
+        """
+        together = world_size * self.micro_batch_size
+        if self.batch_size % together:
+            raise ConfigurationError(
+                f"batch_size {self.batch_size}",
+                f"is not a multiple of {world_size} ranks * micro_batch_size {self.micro_batch_size}",
+                f"Use a multiple of {together}, or a smaller micro_batch_size.",
+            )
+        return self.batch_size // together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What has become of a run."""
+
+    num_steps: int
+    """All that were ever done, before a restart too."""
+    metrics: dict[str, float]
+    """The last ones reported."""
+    checkpoint: Path
+    was_stopped: bool
+    """By a signal, before max_steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSums:
+    """A step's sums over ranks and micro-batches."""
+
+    weight: float
+    num_samples: int
+    num_skipped: int
+    """Samples that could not be read."""
+    is_stopping: bool
+    """A rank was told to stop."""
+    metrics: dict[str, float]
+    """Sums: of the loss, and at reporting steps of the task's metrics and baselines."""
+
+    def means(self) -> dict[str, float]:
+        """Per term."""
+        return {name: value / self.weight for name, value in self.metrics.items()}
+
+
+def train(
+    task: Task, config: TrainingConfig, *, output_dir: str | Path, on_report: OnReport | None = None
+) -> TrainingResult:
+    """Train a task until max_steps; on every rank of a distributed run alike. A task is trained once.
+
+    Raises:
+        ConfigurationError: the configuration, the data and a checkpoint in output_dir do not fit together.
+        NonFiniteLossError: NaN or infinity; the weights are as before that step, and the batch is saved.
+        StorageError: a checkpoint cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(connect(config.device))
+        signals = stack.enter_context(StopSignals())
+        stack.enter_context(_deterministic(config.deterministic))
+        run = Path(output_dir)
+        num_micro_batches = config.accumulation(ranks.world_size)
+        _check_dataset(task, config, ranks)
+        if config.activation_checkpointing:
+            stack.enter_context(_recomputed(task.blocks()))
+
+        random_state.seed(config.seed + ranks.rank)
+        task.model.to(ranks.device)
+        model = spread(
+            task.model, task.blocks(), ranks, parallel=config.parallel, is_bf16=config.precision == "bf16"
+        )
+        groups = task.parameter_groups()  # after sharding, which makes new ones of the parameters
+        parameters = check_groups(task.model, groups)
+        optimizer = make_optimizer(groups, config)
+        average = WeightAverage(parameters, config.ema_decay) if config.ema_decay is not None else None
+        trained = Trained(
+            task=task.name, model=task.model, optimizer=optimizer, parameters=parameters, average=average,
+            config=config.model_dump(mode="json"),
+        )  # fmt: skip
+
+        ranks.on_first(lambda: (run.mkdir(parents=True, exist_ok=True), remove_incomplete(run)))
+        progress, saved = Progress(), ranks.on_first(lambda: (find_checkpoints(run) or [None])[-1])
+        if saved is not None:
+            progress = load_checkpoint(saved, trained, ranks)
+            assert progress.loader is not None
+            task.dataset.load_state_dict(progress.loader)
+        log = None
+        if ranks.is_first:
+            log = MetricsLog(
+                run, step=progress.step, max_steps=config.max_steps, tensorboard=config.tensorboard
+            )
+            stack.callback(log.close)
+            log.say(f"{task.name}: {_described(parameters, config, ranks, num_micro_batches, saved)}")
+        batches = stack.enter_context(contextlib.closing(_endless(task.dataset, config, ranks)))
+        watch, metrics, is_stopping = Stopwatch(), last_metrics(run), False
+
+        while progress.step < config.max_steps and not is_stopping:
+            step = progress.step + 1
+            is_last = step == config.max_steps
+            reports = step % config.log_every == 0 or is_last
+            with watch.step():
+                rates = set_lr(optimizer, progress.step, config)
+                sums, micro_batches, losses = _backward(
+                    task, model, batches, num_micro_batches, config, ranks, watch, signals, reports
+                )
+                if not math.isfinite(sums.metrics["loss"]):
+                    fail_nonfinite(run, step, micro_batches, losses, ranks)
+                grad_norm = 0.0
+                if sums.weight > 0:
+                    scale = ranks.world_size / sums.weight
+                    grad_norm = scale_and_clip(list(parameters.values()), scale, config.clip_norm)
+                    if not math.isfinite(grad_norm):
+                        fail_nonfinite(run, step, micro_batches, losses, ranks)
+                    optimizer.step()
+                    if average is not None:
+                        average.update()
+                else:
+                    progress.num_empty_steps += 1
+                    logger.warning("step %d: no valid sample on any rank; the weights stay", step)
+                optimizer.zero_grad()
+            progress.step = step
+            progress.num_samples += sums.num_samples
+            progress.loader = micro_batches[-1].info.state
+            is_stopping = sums.is_stopping and not is_last
+            watch.count(sums.num_samples)
+
+            figures: dict[str, float] = {}
+            if reports and sums.weight > 0:
+                figures |= sums.means() | {f"lr/{name}": rate for name, rate in rates.items()}
+                figures |= {"grad_norm": grad_norm, "weight": sums.weight, "num_skipped": sums.num_skipped}
+                figures |= {**watch.report(), "peak_memory_gb": peak_memory_gb(ranks.device)}
+            if is_last or (config.eval_every and step % config.eval_every == 0):
+                figures |= _evaluate(task, model, config, ranks)
+            if figures:
+                metrics = {
+                    "epoch": progress.loader["epoch"],
+                    "samples": progress.num_samples,
+                    "num_empty_steps": progress.num_empty_steps,
+                    **figures,
+                }
+            if log is not None:
+                log.advance(step)
+                if figures:
+                    log.write(step, metrics)
+            if is_last or is_stopping or step % config.checkpoint_every == 0:
+                average_buffers(task.model, ranks)
+                saved = save_checkpoint(run, trained, progress, ranks, keep=config.keep_checkpoints)
+                if on_report is not None:
+                    on_report(step, metrics, saved)
+
+        assert saved is not None
+        if log is not None and is_stopping:
+            log.say(f"stopped after step {progress.step}, as asked; the same command goes on from {saved}")
+        return TrainingResult(
+            num_steps=progress.step, metrics=metrics, checkpoint=saved, was_stopped=is_stopping
+        )
+
+
+def _backward(
+    task: Task,
+    model: nn.Module,
+    batches: Iterator[Batch],
+    num_micro_batches: int,
+    config: TrainingConfig,
+    ranks: Ranks,
+    watch: Stopwatch,
+    signals: StopSignals,
+    reports: bool,
+) -> tuple[StepSums, list[Batch], list[float]]:
+    """Sums of gradients of one step; this rank's batches and their losses, should they have to be looked into."""
+    taken: list[Batch] = []
+    losses: list[torch.Tensor] = []
+    sums: Counter[str] = Counter()
+    model.train()
+    for index in range(num_micro_batches):
+        with watch.waiting():
+            batch = next(batches)
+        taken.append(batch)
+        with torch.no_grad(), _autocast(config, ranks):
+            prepared = task.prepare(batch, ranks.device)
+        sums.update(
+            weight=prepared.weight, num_samples=prepared.num_samples, num_skipped=len(batch.info.skipped)
+        )
+        if reports:
+            # Before the step's own forward: that of FSDP2 then finds its parameters as it left them.
+            with _evaluation(model, config, ranks):
+                baselines = task.baselines(prepared)
+            sums.update({f"loss/{name}": value for name, value in baselines.items()})
+        with micro_batch(model, is_last=index == num_micro_batches - 1):
+            with _autocast(config, ranks):
+                result = task.loss(model, prepared)
+            result.loss_sum.float().backward()
+        losses.append(result.loss_sum.detach().double())
+        if reports:
+            sums.update({name: float(value) for name, value in result.metrics.items()})
+        del prepared, result
+    values = torch.stack(losses).tolist()
+    common = ["weight", "num_samples", "num_skipped", "loss", "stop"]
+    sums.update(loss=sum(values), stop=int(signals.is_set))
+    own = torch.tensor([sums.pop(name) for name in common], dtype=torch.float64, device=ranks.device)
+    weight, num_samples, num_skipped, loss, stop = ranks.sum(own).tolist()
+    metrics = Counter({"loss": loss})
+    if reports:  # by name: a rank may have figures that another has not
+        for part in ranks.gather(dict(sums)):
+            metrics.update(part)
+    totals = StepSums(
+        weight=weight, num_samples=int(num_samples), num_skipped=int(num_skipped), is_stopping=stop > 0,
+        metrics=dict(metrics),
+    )  # fmt: skip
+    return totals, taken, values
+
+
+def _evaluate(task: Task, model: nn.Module, config: TrainingConfig, ranks: Ranks) -> dict[str, float]:
+    average_buffers(task.model, ranks)
+    with _evaluation(model, config, ranks):
+        figures = task.evaluate(ranks.device)
+    return {f"eval/{name}": value for name, value in figures.items()}
+
+
+@contextlib.contextmanager
+def _evaluation(model: nn.Module, config: TrainingConfig, ranks: Ranks) -> Iterator[None]:
+    """Training does not notice what is computed within."""
+    with random_state.preserved(ranks.device):
+        model.eval()
+        try:
+            with torch.no_grad(), _autocast(config, ranks):
+                yield
+        finally:
+            reshard(model)
+            model.train()
+
+
+def _autocast(config: TrainingConfig, ranks: Ranks) -> torch.autocast:
+    # One for each use: a cast of a parameter that was made without gradients must not be found by one with them.
+    return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+
+
+def _endless(dataset: Task.dataset, config: TrainingConfig, ranks: Ranks) -> Iterator[Batch]:
+    """Batches of one epoch after the other, from where the dataset is."""
+    loader = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=config.num_workers,
+        pin_memory=ranks.device.type == "cuda",
+        persistent_workers=config.num_workers > 0,
+        worker_init_fn=begin_worker,
+        # Its own, because beginning an epoch draws a number, and a run that goes on begins one more.
+        generator=torch.Generator(),
+    )
+    while True:
+        yield from loader
+        dataset.set_epoch(dataset.epoch + 1)
+
+
+@contextlib.contextmanager
+def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Blocks that keep their inputs only; in place, so that names of parameters stay."""
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+@contextlib.contextmanager
+def _deterministic(is_on: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(is_on or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def _check_dataset(task: Task, config: TrainingConfig, ranks: Ranks) -> None:
+    plan = task.dataset.plan
+    found = (plan.batch_size, plan.rank, plan.world_size)
+    if found != (config.micro_batch_size, ranks.rank, ranks.world_size):
+        raise ConfigurationError(
+            "the task's dataset",
+            f"has batches of {found[0]} for rank {found[1]} of {found[2]}, the run has micro-batches of"
+            f" {config.micro_batch_size} for rank {ranks.rank} of {ranks.world_size}",
+            "Make it within connect(), with batch_size=config.micro_batch_size.",
+        )
+
+
+def _described(
+    parameters: Mapping[str, nn.Parameter],
+    config: TrainingConfig,
+    ranks: Ranks,
+    accumulation: int,
+    saved: Path | None,
+) -> str:
+    count = sum(parameter.numel() for parameter in parameters.values())
+    split = f"{ranks.world_size} ranks * {config.micro_batch_size} * {accumulation} micro-batches"
+    origin = f", going on from {saved}" if saved else ""
+    return f"{count:,} parameters train on {ranks.device.type}, batch {config.batch_size} = {split}{origin}"

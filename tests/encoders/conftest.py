@@ -1,0 +1,43 @@
+"""Fixtures of the encoders' tests: one small dataset for all, and helpers beside the tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from cope_prep.pipeline.layout import Layout
+from cope_prep.schemas.specs import EncodeSpec
+
+HERE = Path(__file__).parent
+
+
+def _load(path: Path, full_name: str) -> ModuleType:
+    if full_name not in sys.modules:  # by path: pytest's importlib mode puts test helpers on no search path
+        spec = importlib.util.spec_from_file_location(full_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[full_name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[full_name]
+
+
+@pytest.fixture(scope="session")
+def load_helper() -> Callable[[str], ModuleType]:
+    """`load_helper("toy_task")`: a module beside the tests."""
+    return lambda name: _load(HERE / f"{name}.py", name)
+
+
+@pytest.fixture(scope="session")
+def small(media: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """16 videos of 64 x 64, H.264, 36 GOPs of 8 anchors at most, 48 questions. Not to be changed."""
+    datasets = _load(HERE.parent / "pipeline" / "loader" / "datasets.py", "tests_loader_datasets")
+    encode = EncodeSpec(width_px=64, height_px=64, gop_size=32, preset="ultrafast")
+    specs = replace(datasets.SPECS, encode=encode)
+    return datasets.make_dataset(tmp_path_factory.mktemp("small"), media, num_videos=16, specs=specs)

@@ -1,0 +1,299 @@
+"""Weights of LLaVA-Video checkpoints: into VideoLM's names, and back into the same layout. Local folders only.
+
+The layout is that of `lmms-lab/LLaVA-Video-7B-Qwen2`: `config.json` (llava_config.py), tokenizer files, and
+either `model.safetensors` or shards with an index. Tensors go one at a time from the mapped file into the parameter
+that is there: loading takes the memory of the model and one tensor. Names, shapes and kinds are all checked from
+the headers before the first is copied: a checkpoint that does not fit changes nothing.
+
+What the names were checked against: transformers' `convert_llava_onevision_weights_to_hf.py` loads, strictly,
+checkpoints of the same training code into a SigLIP of 26 layers with `post_layernorm` and without head, so exactly
+those are stored; `model.vision_tower.vision_tower.vision_model.encoder.layers.*` stands in load reports that users
+posted (LLaVA-NeXT issue 115); LLaVA-NeXT's `siglip_encoder.py` deletes the last layer and the head, and takes the
+last hidden state before `post_layernorm`. NOT checked: the files of LLaVA-Video-7B-Qwen2 themselves, which could
+not be downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+
+from cope_prep.encoders.safetensors_folder import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    StoredTensor,
+    listed,
+    local_folder,
+    open_shard,
+    stored_tensors,
+)
+from cope_prep.schemas.errors import ConfigurationError, FormatError, StorageError
+
+NAMES = (
+    ("model.vision_tower.vision_tower.vision_model.", "vision_tower.model."),
+    ("model.mm_projector.", "projector."),
+    ("model.image_newline", "image_newline"),
+    ("model.delta_encoder.", "delta_encoder."),
+    ("model.delta_projector.", "delta_projector."),
+    ("model.layers.", "language_model.model.layers."),
+    ("model.embed_tokens.", "language_model.model.embed_tokens."),
+    ("model.norm.", "language_model.model.norm."),
+    ("lm_head.", "language_model.lm_head."),
+)
+"""Prefixes: of the checkpoint, of VideoLM. The Δ ones are ours; LLaVA has none."""
+
+DELTA_PARTS = ("delta_encoder.", "delta_projector.")
+_LAYER = re.compile(r"vision_tower\.model\.encoder\.layers\.(\d+)\.")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadReport:
+    """What became of each stored tensor, and of each of the model's."""
+
+    loaded: tuple[str, ...]
+    """Our names."""
+    unused: Mapping[str, str]
+    """The checkpoint's names, each with the reason why it is deliberately left out."""
+    missing: tuple[str, ...]
+    """Our names that the checkpoint does not have and need not: they keep their initial values."""
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        if self.unused:
+            parts.append(f"{len(self.unused)} unused ({'; '.join(sorted(set(self.unused.values())))})")
+        if self.missing:
+            where = ", ".join(sorted({name.split(".")[0] for name in self.missing}))
+            parts.append(f"{len(self.missing)} not in the checkpoint ({where})")
+        return "; ".join(parts)
+
+
+def map_key(name: str) -> str | None:
+    """VideoLM's name for a checkpoint's; None for one that is in no part we know."""
+    return _renamed(name, NAMES)
+
+
+def unmap_key(name: str) -> str | None:
+    """The checkpoint's name for one of VideoLM's."""
+    return _renamed(name, ((ours, theirs) for theirs, ours in NAMES))
+
+
+def load_llava_weights(
+    model: nn.Module, folder: str | Path, *, may_miss: Iterable[str] = DELTA_PARTS
+) -> LoadReport:
+    """Copy a checkpoint's tensors into `model` (VideoLM's names), each cast to its parameter's dtype.
+
+    `may_miss` are prefixes of which the checkpoint may hold nothing. It holds all of a part, or nothing.
+
+    Raises:
+        ConfigurationError: the checkpoint and the model do not fit: the names and shapes are listed.
+        FormatError: a damaged file, an index that does not agree with its shards, or values that are not finite.
+    """
+    folder = local_folder(folder)
+    stored = stored_tensors(folder)
+    targets, aliases = _distinct(model)
+    sources: dict[str, str] = {}
+    unused: dict[str, str] = {}
+    unknown: list[str] = []
+    tied: list[tuple[str, str]] = []
+    for name in stored:
+        ours = map_key(name)
+        if ours in targets:
+            sources[ours] = name
+        elif ours in aliases:
+            tied.append((name, aliases[ours]))
+        elif reason := _reason_unused(name, ours, targets):
+            unused[name] = reason
+        else:
+            unknown.append(name)
+    missing = [name for name in targets if name not in sources]
+    absent = tuple(prefix for prefix in may_miss if not any(name.startswith(prefix) for name in sources))
+    unexpected = [name for name in missing if not name.startswith(absent)]
+    misfits = [
+        f"{ours} is {_shown(targets[ours])}, stored as {_shown(stored[name])}"
+        for ours, name in sources.items()
+        if not _fits(stored[name], targets[ours])
+    ]
+    complaints = [
+        listed("tensors that no part of the model takes", unknown),
+        listed("parameters that the checkpoint does not have", unexpected),
+        listed("tensors of another shape or kind", misfits),
+    ]
+    if any(complaints):
+        raise ConfigurationError(
+            str(folder),
+            "does not fit the model: " + "; ".join(filter(None, complaints)),
+            "Build the model from this folder's configuration (read_llava_config).",
+        )
+    by_file: dict[Path, list[str]] = {}
+    for ours, name in sources.items():
+        by_file.setdefault(stored[name].path, []).append(ours)
+    for path, names in by_file.items():
+        _copy(path, {sources[ours]: targets[ours] for ours in names})
+    for name, known in tied:
+        _check_tied(name, targets[known], stored)
+        unused[name] = "equal to the embedding it is tied to"
+    return LoadReport(loaded=tuple(sources), unused=unused, missing=tuple(missing))
+
+
+def save_llava_weights(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    source: str | Path,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> list[Path]:
+    """Write a model as a checkpoint of the same layout, with its Δ parts beside LLaVA's; the weights' files.
+
+    config.json, the tokenizer and all else but weights are copied from `source`, the checkpoint it started from.
+    What was unused there (the tower's final norm) is not written. `dtype`, if given, is that of all floats; the
+    published checkpoints are bfloat16. Takes the memory of the model and one shard. The folder appears when whole.
+
+    Raises:
+        ConfigurationError: the folder exists already or lies in `source`, or a parameter has no name in the layout.
+        StorageError: it cannot be written.
+    """
+    source, folder = local_folder(source), Path(folder)
+    if folder.exists():
+        raise ConfigurationError(str(folder), "exists already", "Choose another folder, or remove it.")
+    if folder.resolve().is_relative_to(source.resolve()):
+        raise ConfigurationError(str(folder), f"lies in {source}, which is copied", "Choose another folder.")
+    tensors, _ = _distinct(model)
+    nameless = [name for name in tensors if unmap_key(name) is None]
+    if nameless:
+        raise ConfigurationError(str(folder), listed("no place in LLaVA's layout for", nameless))
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    size_bytes = 0
+    for name, tensor in tensors.items():
+        num_bytes = tensor.numel() * _stored_as(tensor, dtype).itemsize
+        if shards[-1] and size_bytes + num_bytes > max_shard_bytes:
+            shards.append({})
+            size_bytes = 0
+        shards[-1][str(unmap_key(name))] = tensor
+        size_bytes += num_bytes
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        shutil.copytree(source, partial, ignore=_weights_and_hidden)
+        names = _write_shards(partial, shards, dtype)
+        partial.rename(folder)
+    except (OSError, SafetensorError) as exc:
+        raise StorageError(str(folder), f"could not be written: {exc}") from exc
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return [folder / name for name in names]
+
+
+def _renamed(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
+    for old, new in prefixes:
+        if name == old or (name.startswith(old) and old.endswith(".")):
+            return new + name[len(old) :]
+    return None
+
+
+def num_layers(names: Iterable[str | None], prefix: str) -> int:
+    return len({name[len(prefix) :].split(".")[0] for name in names if name and name.startswith(prefix)})
+
+
+def _copy(path: Path, targets: Mapping[str, torch.Tensor]) -> None:
+    with open_shard(path) as file, torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(file.get_tensor(name))
+            # By its extremes, which NaN passes through: isfinite would take twice the tensor's memory again.
+            if target.is_floating_point() and not torch.stack(target.aminmax()).isfinite().all():
+                raise FormatError(str(path), f"{name} has values that are not finite as {target.dtype}")
+
+
+def _check_tied(name: str, target: torch.Tensor, stored: Mapping[str, StoredTensor]) -> None:
+    with open_shard(stored[name].path) as file:
+        if not torch.equal(file.get_tensor(name).to(target), target):
+            raise FormatError(
+                str(stored[name].path),
+                f"{name} differs from the embedding, though tie_word_embeddings is true",
+                "Set tie_word_embeddings to false in config.json.",
+            )
+
+
+def _reason_unused(name: str, ours: str | None, targets: Mapping[str, torch.Tensor]) -> str | None:
+    """Why a tensor that the model has no place for may be left out; None if there is no reason."""
+    if name == "model.faster_token":
+        return "of the faster-video mode, which is off"
+    if name.endswith((".rotary_emb.inv_freq", ".embeddings.position_ids")):
+        return "computed, not learned"
+    if ours is None:
+        return None
+    if ours.startswith("vision_tower.model.post_layernorm."):
+        return "the tower's final norm: patch tokens are taken before it"
+    if ours.startswith("vision_tower.model.head."):
+        return "the tower's pooling head"
+    layer = _LAYER.match(ours)
+    # Only the one layer after ours is the one that LLaVA drops; more would be a tower of another depth.
+    kept = num_layers(targets, "vision_tower.model.encoder.layers.")
+    if layer is not None and int(layer[1]) == kept > 0:
+        return "the tower's last layer, whose output is not used"
+    return None
+
+
+def _fits(stored: StoredTensor, target: torch.Tensor) -> bool:
+    # A quantized tensor is no smaller float: int8 or float8 codes would be copied as if they were values.
+    return stored.shape == tuple(target.shape) and (stored.dtype in _FLOATS) == target.is_floating_point()
+
+
+def _shown(tensor: torch.Tensor | StoredTensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _distinct(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The model's tensors by name, and other names of tied ones with the name they go by."""
+    tensors: dict[str, torch.Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        assert not tensor.is_meta, f"{name} is on the meta device, where a copy does nothing"
+        known = first_name.setdefault(id(tensor), name)
+        if known == name:
+            tensors[name] = tensor
+        else:
+            aliases[name] = known
+    return tensors, aliases
+
+
+def _write_shards(
+    folder: Path, shards: list[dict[str, torch.Tensor]], dtype: torch.dtype | None
+) -> list[str]:
+    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    if len(shards) == 1:
+        names = [SINGLE_FILE]
+    weight_map: dict[str, str] = {}
+    total_bytes = 0
+    for name, shard in zip(names, shards, strict=True):
+        content = {
+            key: tensor.detach().to("cpu", _stored_as(tensor, dtype)).contiguous()
+            for key, tensor in shard.items()
+        }
+        save_file(content, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(content, name))
+        total_bytes += sum(tensor.nbytes for tensor in content.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
+    return names
+
+
+def _stored_as(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+
+
+def _weights_and_hidden(_: str, names: list[str]) -> set[str]:
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+    return {name for name in names if name.endswith(weights) or name.startswith(".")}

@@ -172,6 +172,13 @@ def test_values_that_are_not_finite_fail(tmp_path: Path) -> None:
     ):
         load_llava_weights(model.half(), checkpoint.folder)
 
+    def poison(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"][7] = torch.nan
+
+    rewrite(checkpoint.folder / "model.safetensors", poison)
+    with pytest.raises(FormatError, match=r"not finite as torch.float32"):
+        load_llava_weights(model.float(), checkpoint.folder)
+
 
 def _no_second(folder: Path) -> None:
     (folder / SECOND).unlink()

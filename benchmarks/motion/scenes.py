@@ -51,8 +51,8 @@ FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
     "what": {"what": ("camera", "object")},
 }
 """Kind of script -> question type -> answers; the answer to `order` is the object that moves first."""
-_ORDER_STARTS = tuple(product(range(3), range(3, 6)))
-_ORDER_STARTS = tuple((first, second) for first, second in _ORDER_STARTS if second >= first + 3)
+_ORDER_STARTS = tuple((first, second) for first in range(3) for second in range(first + 3, 6))
+"""First windows of the two motions of `order`, of two windows each, with one of rest between them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -132,9 +132,12 @@ def spread(
     if parallel == "ddp":
         # A batch without Δ-frames gives the Δ-encoder no gradient: DDP must look for it, not wait for it.
         warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
-        return DistributedDataParallel(
-            model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for it, which older ones do not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            return DistributedDataParallel(
+                model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     block_policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if is_bf16 else None, reduce_dtype=torch.float32 if is_bf16 else None

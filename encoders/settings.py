@@ -5,6 +5,7 @@ A field that is not known is an error, and so is a value of another type: a miss
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import TypeVar
@@ -38,8 +39,8 @@ def read_toml(path: str | Path, kind: type[SettingsT]) -> SettingsT:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ConfigurationError(str(path), f"is not TOML: {exc}") from exc
     try:
-        # As JSON would be: arrays are tuples, an integer is a float where one is asked for.
-        return kind.model_validate(values, strict=False)
+        # As JSON: arrays become tuples, which is the one thing that strictness must not forbid.
+        return kind.model_validate_json(json.dumps(values, default=str))
     except ValidationError as exc:
         raise ConfigurationError(str(path), _describe(exc)) from exc
 

@@ -1,0 +1,218 @@
+"""Models from local folders: towers, language models, LLaVA-Video, and what earlier runs of ours have left.
+
+Nothing is ever downloaded. A folder is what transformers' `save_pretrained` writes, or a LLaVA-Video checkpoint
+(llava.py), or a run of ours: its output folder, or one checkpoint in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import model_validator
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipVisionConfig,
+)
+
+from cope_prep.encoders.chat import check_tokenizer
+from cope_prep.encoders.checkpoint import load_model_weights
+from cope_prep.encoders.delta_encoder import DeltaEncoder, DeltaEncoderConfig
+from cope_prep.encoders.llava import load_llava_weights
+from cope_prep.encoders.llava_config import read_llava_config, read_llava_tokenizer
+from cope_prep.encoders.safetensors_folder import local_folder
+from cope_prep.encoders.settings import Settings
+from cope_prep.encoders.token_stream import Newline, Pooling, TokenLayout
+from cope_prep.encoders.video_lm import VideoLM
+from cope_prep.encoders.vision_tower import VisionTower
+from cope_prep.schemas.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+
+class TowerConfig(Settings):
+    """A vision tower alone, for stage 1. Give one of the two."""
+
+    siglip: str | None = None
+    """Folder of transformers' SigLIP: the vision part, or the whole."""
+    llava: str | None = None
+    """Folder of a LLaVA-Video checkpoint."""
+    video_lm: str | None = None
+    """With `siglip`: take the weights from a fine-tuning run of ours instead, or one of its checkpoints."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TowerConfig:
+        if (self.siglip is None) == (self.llava is None):
+            raise ValueError("give siglip or llava, one of the two")
+        if self.video_lm is not None and self.siglip is None:
+            raise ValueError("video_lm goes with siglip, whose config.json it needs")
+        return self
+
+
+class LayoutConfig(Settings):
+    """How patches become tokens, where the tower's grid and the Δ-encoder say the rest (token_stream.py)."""
+
+    pool_stride: int = 2
+    pooling: Pooling = "bilinear"
+    newline: Newline = "grid"
+
+
+class ModelConfig(Settings):
+    """A VideoLM: LLaVA-Video as a whole, or a SigLIP and a Qwen2."""
+
+    llava: str | None = None
+    siglip: str | None = None
+    qwen2: str | None = None
+    weights: Literal["stored", "random"] = "stored"
+    """random: of `siglip` and `qwen2` only the config.json is read."""
+    tokenizer: str | None = None
+    """None: in the folder of `llava` or `qwen2`."""
+    layout: LayoutConfig | None = None
+    """None: LLaVA-Video's, or what the checkpoint's config.json says."""
+    delta_encoder: DeltaEncoderConfig = DeltaEncoderConfig()
+    stage1: str | None = None
+    """Run of stage 1, or one of its checkpoints, to take the Δ-encoder from."""
+    start_from: str | None = None
+    """Fine-tuning run of ours, or one of its checkpoints, to take the weights from."""
+    start_without_delta: bool = False
+    """Of `start_from`, take all but the Δ-encoder and its projector."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        parts = (self.siglip is not None, self.qwen2 is not None)
+        if (self.llava is None and parts != (True, True)) or (self.llava is not None and any(parts)):
+            raise ValueError("give llava, or siglip and qwen2")
+        if self.llava is not None and self.weights == "random":
+            raise ValueError("weights = 'random' goes with siglip and qwen2")
+        return self
+
+
+def build_tower(config: TowerConfig) -> VisionTower:
+    """
+    Raises:
+        ConfigurationError: a folder does not hold what it should.
+        FormatError: a file in it is damaged.
+    """
+    if config.llava is not None:
+        described = read_llava_config(config.llava)
+        tower = VisionTower(described.vision)
+        holder = torch.nn.Module()
+        holder.vision_tower = tower
+        load_llava_weights(holder, config.llava, may_miss=(), only=("vision_tower.",))
+        return tower
+    assert config.siglip is not None
+    if config.video_lm is None:
+        return VisionTower.from_folder(config.siglip)
+    tower = VisionTower(_config(config.siglip, SiglipVisionConfig))
+    load_model_weights(tower, config.video_lm, prefix="vision_tower.")
+    return tower
+
+
+def build_video_lm(config: ModelConfig) -> VideoLM:
+    """
+    Raises:
+        ConfigurationError: a folder does not hold what it should, or parts do not fit one another.
+        FormatError: a file in it is damaged.
+    """
+    if config.llava is not None:
+        model = _from_llava(config, config.llava)
+    else:
+        model = _from_parts(config)
+    if config.start_from is not None:
+        skip = ("delta_encoder.", "delta_projector.") if config.start_without_delta else ()
+        load_model_weights(model, config.start_from, skip=skip)
+        if config.start_without_delta:
+            model.copy_projector()
+    if config.stage1 is not None:
+        load_model_weights(model.delta_encoder, config.stage1, prefix="delta_encoder.")
+    return model
+
+
+def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """
+    Raises:
+        ConfigurationError: there is none, or it lacks the template's tokens.
+    """
+    if config.tokenizer is None and config.llava is not None:
+        tokenizer = read_llava_tokenizer(config.llava)
+    else:
+        folder = local_folder(config.tokenizer or config.qwen2 or "")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as exc:  # tokenizers raises that very class for a file it cannot parse
+            raise ConfigurationError(
+                str(folder),
+                f"has no tokenizer that transformers can load: {' '.join(str(exc).split())}",
+                "Name one with model.tokenizer.",
+            ) from exc
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _from_llava(config: ModelConfig, folder: str) -> VideoLM:
+    described = read_llava_config(folder, delta_tokens=config.delta_encoder.num_tokens)
+    layout = described.layout
+    if config.layout is not None:
+        layout = _layout(config.layout, layout.patches_per_side, config.delta_encoder)
+    model = VideoLM(
+        vision_tower=VisionTower(described.vision),
+        delta_encoder=DeltaEncoder(config.delta_encoder),
+        language_model=Qwen2ForCausalLM(described.language),
+        layout=layout,
+    )
+    report = load_llava_weights(model, folder)
+    logger.info("%s: %d tensors loaded, %d left out", folder, len(report.loaded), len(report.unused))
+    if not any(name.startswith("delta_projector.") for name in report.loaded):
+        model.copy_projector()
+    return model
+
+
+def _from_parts(config: ModelConfig) -> VideoLM:
+    assert config.siglip is not None
+    assert config.qwen2 is not None
+    if config.weights == "random":
+        tower = VisionTower(_config(config.siglip, SiglipVisionConfig))
+        language_model = Qwen2ForCausalLM(_config(config.qwen2, Qwen2Config))
+    else:
+        tower = VisionTower.from_folder(config.siglip)
+        try:
+            language_model = Qwen2ForCausalLM.from_pretrained(
+                config.qwen2, local_files_only=True, dtype=torch.float32
+            )
+        except (OSError, ValueError) as exc:
+            raise ConfigurationError(
+                config.qwen2, f"is not a Qwen2 that transformers can load: {exc}"
+            ) from exc
+    return VideoLM(
+        vision_tower=tower,
+        delta_encoder=DeltaEncoder(config.delta_encoder),
+        language_model=language_model,
+        layout=_layout(config.layout or LayoutConfig(), tower.patches_per_side, config.delta_encoder),
+    )
+
+
+def _layout(config: LayoutConfig, patches_per_side: int, delta: DeltaEncoderConfig) -> TokenLayout:
+    return TokenLayout(
+        patches_per_side=patches_per_side, delta_tokens=delta.num_tokens, **config.model_dump()
+    )
+
+
+def _config(folder: str, kind: type[Any]) -> Any:
+    """The configuration in a folder's config.json, without weights."""
+    path = Path(folder) / "config.json"
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(str(path), f"cannot be read: {exc}") from exc
+    if kind is SiglipVisionConfig and "vision_config" in values:
+        values = values["vision_config"]
+    try:
+        return kind.from_dict(values)
+    except (TypeError, ValueError) as exc:
+        raise ConfigurationError(str(path), f"is no {kind.__name__}: {exc}") from exc

@@ -1,0 +1,231 @@
+"""VideoLM: a causal language model that reads I-frames as pooled patches and every other anchor as Δ-tokens.
+
+    pictures -> vision tower -> projector -> 2-D pooling + newlines ─┐
+    Δ        -> Δ-encoder -> Δ-projector ────────────────────────────┴ one table of features -> rows at <image>
+    text     -> embedding ───────────────────────────────────────────> sequence -> language model
+
+A GOP that several questions share is encoded once. The Δ-projector has the projector's shape, and starts as its copy:
+stage 1 leaves the Δ-tokens beside the tower's tokens, and this is the map that the language model knows for those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - as torch has it
+from torch import nn
+from transformers import Qwen2ForCausalLM
+
+from cope_prep.encoders.delta_encoder import DeltaEncoder
+from cope_prep.encoders.sequences import SequenceBatch, attention_mask_4d
+from cope_prep.encoders.task import StepLoss
+from cope_prep.encoders.token_stream import TokenLayout, picture_features
+from cope_prep.encoders.vision_tower import VisionTower
+from cope_prep.pipeline.loader import DeviceGops
+from cope_prep.schemas.errors import ConfigurationError
+
+# Letters: B GOPs, K pictures, P Δ-frames, N Δ-tokens, T tokens of a picture, M patches, F rows of the table of features,
+# R sequences, L their length, V vocabulary, D width.
+
+DeltaMode = Literal["given", "zero", "swap"]
+"""Δ-tokens as they are; all zero, as in the paper's ablation; those of the batch's next GOP."""
+IGNORE_INDEX = -100
+
+
+class VideoLM(nn.Module):
+    """Vision tower, projector, Δ-encoder and a causal language model of transformers."""
+
+    def __init__(
+        self,
+        *,
+        vision_tower: VisionTower,
+        delta_encoder: DeltaEncoder,
+        language_model: Qwen2ForCausalLM,
+        layout: TokenLayout,
+    ) -> None:
+        """
+        Raises:
+            ConfigurationError: the parts' widths or grids do not fit one another.
+        """
+        super().__init__()
+        _check_parts(vision_tower, delta_encoder, layout)
+        self.layout = layout
+        self.vision_tower = vision_tower
+        self.delta_encoder = delta_encoder
+        self.language_model = language_model
+        width = language_model.config.hidden_size
+        self.projector = _projector(vision_tower.width, width)
+        self.delta_projector = _projector(vision_tower.width, width)
+        self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.copy_projector()
+
+    def copy_projector(self) -> None:
+        """Start the Δ-projector as a copy of the projector."""
+        self.delta_projector.load_state_dict(self.projector.state_dict())
+
+    def features(self, gops: DeviceGops, *, delta: DeltaMode = "given") -> torch.Tensor:
+        """Rows [F, D] of all features of a batch: pictures [B, K, T], Δ [B, P, N], then the newline."""
+        width = self.image_newline.shape[-1]
+        pictures_BKTD = self._pictures(gops)
+        delta_BPND = self.delta_projector(self._delta_tokens(gops))
+        if delta == "zero":
+            delta_BPND = torch.zeros_like(delta_BPND)
+        elif delta == "swap":
+            if len(delta_BPND) < 2:
+                raise ValueError("delta='swap' takes a batch of two GOPs or more")
+            delta_BPND = delta_BPND.roll(1, dims=0)
+        rows = (pictures_BKTD.reshape(-1, width), delta_BPND.reshape(-1, width), self.image_newline[None])
+        return torch.cat([part.to(rows[-1].dtype) for part in rows])
+
+    def embed(
+        self, gops: DeviceGops, sequences: SequenceBatch, *, delta: DeltaMode = "given"
+    ) -> torch.Tensor:
+        """What the language model reads, [R, L, D]: text embeddings, and features where `<image>` was."""
+        flat_FD = self.features(gops, delta=delta)
+        text_RLD = self.language_model.get_input_embeddings()(sequences.token_ids).to(flat_FD.dtype)
+        is_visual_RL1 = (sequences.visual_index >= 0)[..., None]
+        return torch.where(is_visual_RL1, flat_FD[sequences.visual_index.clamp(min=0)], text_RLD)
+
+    def forward(self, *, gops: DeviceGops, sequences: SequenceBatch, is_packed: bool = False) -> StepLoss:
+        """Cross-entropy summed over the answers' tokens; metrics: how many of them are predicted right."""
+        logits_AV, labels_A, _ = self.answer_logits(gops, sequences, is_packed=is_packed)
+        loss = F.cross_entropy(logits_AV.float(), labels_A, reduction="sum")
+        right = (logits_AV.argmax(dim=-1) == labels_A).sum()
+        return StepLoss(loss_sum=loss, metrics={"token_accuracy": right.detach().float()})
+
+    def answer_logits(
+        self,
+        gops: DeviceGops,
+        sequences: SequenceBatch,
+        *,
+        is_packed: bool = False,
+        delta: DeltaMode = "given",
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """At the answers' tokens alone: logits [A, V], labels [A], and the question of each [A].
+
+        The vocabulary is wide: logits of the prompt's and the video's tokens would cost more memory than all else.
+        """
+        hidden_RLD = self._hidden(self.embed(gops, sequences, delta=delta), sequences, is_packed=is_packed)
+        labels_RL = sequences.labels[:, 1:]
+        rows, columns = (labels_RL != IGNORE_INDEX).nonzero(as_tuple=True)
+        logits_AV = self.language_model.lm_head(hidden_RLD[rows, columns])
+        return logits_AV, labels_RL[rows, columns], sequences.question[:, 1:][rows, columns]
+
+    def _hidden(self, inputs_RLD: torch.Tensor, sequences: SequenceBatch, *, is_packed: bool) -> torch.Tensor:
+        if is_packed:
+            mask, positions = attention_mask_4d(sequences), sequences.position_ids
+        else:
+            # Padding is behind: with a causal mask no token meets it, and the plain mask has the fastest kernel.
+            mask, positions = None, None
+        return self.language_model.model(
+            inputs_embeds=inputs_RLD, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def generate(
+        self,
+        gops: DeviceGops,
+        sequences: SequenceBatch,
+        *,
+        max_new_tokens: int = 64,
+        min_new_tokens: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int = 0,
+        delta: DeltaMode = "given",
+    ) -> torch.Tensor:
+        """Greedy continuation of each sequence (one question each, not packed): token ids [R, new tokens]."""
+        is_real_RL = sequences.question >= 0
+        # The new token goes behind the last one: rows of unequal length are padded in front.
+        missing_R1 = (~is_real_RL).sum(dim=1, keepdim=True)
+        length = is_real_RL.shape[1]
+        source_RL = torch.arange(length, device=is_real_RL.device) - missing_R1
+        rows_R1 = torch.arange(len(is_real_RL), device=is_real_RL.device)[:, None]
+        embeds_RLD = self.embed(gops, sequences, delta=delta)[rows_R1, source_RL.clamp(min=0)]
+        return self.language_model.generate(
+            inputs_embeds=embeds_RLD.to(self.language_model.dtype),
+            attention_mask=(source_RL >= 0).long(),
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+        )
+
+    def _pictures(self, gops: DeviceGops) -> torch.Tensor:
+        """[B, K, T, D]; zeros where there is no picture."""
+        mask_BK = gops.batch.picture_mask
+        shape = (*mask_BK.shape, self.layout.picture_tokens, self.image_newline.shape[-1])
+        features = gops.rgb.new_zeros(shape, dtype=self.image_newline.dtype)
+        for (height, width), rows in sizes(gops):
+            (index,) = mask_BK[rows].flatten().nonzero(as_tuple=True)
+            if len(index) == 0:
+                continue
+            rgb = gops.rgb[rows, :, :, :height, :width].flatten(0, 1)[index]
+            tokens = picture_features(self.projector(self.vision_tower(rgb)), self.image_newline, self.layout)
+            gop, picture = index // mask_BK.shape[1], index % mask_BK.shape[1]
+            features = features.index_put((rows[gop], picture), tokens.to(features.dtype))
+        return features
+
+    def _delta_tokens(self, gops: DeviceGops) -> torch.Tensor:
+        return delta_tokens(self.delta_encoder, gops)
+
+
+def sizes(gops: DeviceGops) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+    """(height, width) in px of the pictures in a batch, and the rows that have it. Nearly always one."""
+    unique, which = torch.unique(gops.batch.size_px, dim=0, return_inverse=True)
+    for index, (height, width) in enumerate(unique.tolist()):
+        yield (height, width), (which == index).nonzero(as_tuple=True)[0]
+
+
+def delta_tokens(encoder: DeltaEncoder, gops: DeviceGops) -> torch.Tensor:
+    """Δ-tokens [B, P, N, D] of a batch, each frame in its own size, without the padding of smaller ones."""
+    groups = [(size, rows) for size, rows in sizes(gops) if min(size) > 0]
+    if len(groups) <= 1:
+        return encoder.encode(gops)
+    mask = gops.batch.delta_mask
+    block_px = gops.residual_y.shape[-1] // gops.intra.shape[-1]
+    tokens: torch.Tensor | None = None
+    for (height, width), rows in groups:
+        grid = (height // block_px, width // block_px)
+        part = encoder(
+            gops.motion_px[rows, :, :, : grid[0], : grid[1]],
+            gops.intra[rows, :, : grid[0], : grid[1]],
+            gops.residual_y[rows, :, :, :height, :width],
+            gops.residual_uv[rows, :, :, : height // 2, : width // 2],
+            mask[rows],
+        )
+        if tokens is None:
+            tokens = part.new_zeros((len(mask), *part.shape[1:]))
+        tokens = tokens.index_copy(0, rows, part)
+    assert tokens is not None
+    return tokens
+
+
+def _projector(vision_width: int, width: int) -> nn.Sequential:
+    """LLaVA's `mlp2x_gelu`."""
+    return nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
+
+
+def _check_parts(tower: VisionTower, encoder: DeltaEncoder, layout: TokenLayout) -> None:
+    if encoder.config.output_width != tower.width:
+        raise ConfigurationError(
+            "delta_encoder.output_width",
+            f"is {encoder.config.output_width}, but the vision tower's tokens have {tower.width}",
+            "Both go through projectors of one shape: make them equal.",
+        )
+    if layout.patches_per_side != tower.patches_per_side:
+        raise ConfigurationError(
+            "layout.patches_per_side",
+            f"is {layout.patches_per_side}, but the vision tower has {tower.patches_per_side} x"
+            f" {tower.patches_per_side} patches",
+        )
+    if layout.delta_tokens != encoder.config.num_tokens:
+        raise ConfigurationError(
+            "layout.delta_tokens",
+            f"is {layout.delta_tokens}, but the Δ-encoder makes {encoder.config.num_tokens}",
+        )

@@ -1,0 +1,68 @@
+"""The vision tower: SigLIP's patch tokens of a picture, as LLaVA-Video takes them.
+
+Pictures are resized straight to the tower's square (384 x 384 for so400m), aspect ratio ignored, and normalized to
+[-1, 1]. The last encoder layer is left out, and so are the final norm and the head (LLaVA-NeXT; FACTS section 4).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - as torch has it
+from torch import nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from cope_prep.schemas.errors import ConfigurationError
+
+# Letters: B pictures, C channels, H, W picture, M patches, D width.
+
+
+class VisionTower(nn.Module):
+    """SigLIP without its last layer, final norm and head. `model` is theirs, from transformers."""
+
+    def __init__(self, config: SiglipVisionConfig) -> None:
+        """`config` is that of the whole tower: one layer more than is built."""
+        super().__init__()
+        if config.num_hidden_layers < 2:
+            raise ConfigurationError("the vision tower", "has one layer, and the last one is not used")
+        self.model = SiglipVisionModel(_cut(config))
+        self.model.post_layernorm = nn.Identity()
+
+    @property
+    def width(self) -> int:
+        """D of the patch tokens."""
+        return self.model.config.hidden_size
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.model.config.image_size // self.model.config.patch_size
+
+    def forward(self, rgb_BCHW: torch.Tensor) -> torch.Tensor:
+        """float [B, 3, H, W] in [0, 1] -> patch tokens [B, M, D], row by row."""
+        side = self.model.config.image_size
+        if rgb_BCHW.shape[-2:] != (side, side):
+            rgb_BCHW = F.interpolate(
+                rgb_BCHW, size=(side, side), mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0, 1)
+        return self.model(rgb_BCHW * 2 - 1).last_hidden_state
+
+    @classmethod
+    def from_folder(cls, folder: str) -> VisionTower:
+        """The tower of a local folder of transformers' SigLIP (the vision part, or the whole model).
+
+        Raises:
+            ConfigurationError: there is no such model.
+        """
+        try:
+            whole = SiglipVisionModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        except (OSError, ValueError) as exc:
+            raise ConfigurationError(folder, f"is not a SigLIP that transformers can load: {exc}") from exc
+        tower = cls(whole.config)
+        stored = whole.state_dict()
+        tower.model.load_state_dict({name: stored[name] for name in tower.model.state_dict()})
+        return tower
+
+
+def _cut(config: SiglipVisionConfig) -> SiglipVisionConfig:
+    values = config.to_dict()
+    values.update(num_hidden_layers=config.num_hidden_layers - 1, vision_use_head=False)
+    return SiglipVisionConfig.from_dict(values)

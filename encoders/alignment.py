@@ -5,10 +5,11 @@
         -> + reference's patch tokens = predicted patch tokens of the next anchor; loss: patch-wise MSE
            against the frozen tower's tokens of the rebuilt anchor
 
-Both transformers are thrown away afterwards; the Δ-encoder stays. CoPE-VideoLM (arXiv 2602.13191) names the parts and the
-loss; their wiring is not published, so this is ours: the reference transformer looks at the reference frame alone
-(once a frame, whatever the Δ), the warp transformer's patch tokens attend to one another and to the Δ-tokens. What
-it adds to the reference's tokens starts at zero: training begins exactly at the baseline that copies the reference.
+Both transformers are thrown away afterwards; the Δ-encoder stays. CoPE-VideoLM (arXiv 2602.13191) names the
+parts and the loss; their wiring is not published, so this is ours: the reference transformer looks at the
+reference frame alone (once a frame, whatever the Δ), the warp transformer's patch tokens attend to one
+another and to the Δ-tokens. What it adds to the reference's tokens starts at zero: training begins exactly at
+the baseline that copies the reference.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ def frame_positions(
 ) -> torch.Tensor:
     """[height * width, dim]: sines and cosines of where the centre of each cell of a grid is in its frame.
 
-    Coordinates are shares of the frame's sides, so that one place has one code in every grid over it (blocks of motion,
-    cells of a residual map, patches), at every frame size. Nothing is learned, nothing is fixed to a size.
+    Coordinates are shares of the frame's sides, so that one place has one code in every grid over it (blocks
+    of motion, cells of a residual map, patches), at every frame size. Nothing is learned, nothing is fixed to
+    a size.
     """
     if dim % 4:
         raise ValueError(f"width must be a multiple of 4, not {dim}")

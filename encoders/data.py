@@ -72,7 +72,7 @@ class DataConfig(Settings):
         return ShardReader(cache_dir=self.cache_dir, cache_bytes=self.cache_bytes)
 
     def windows(self, *, batch_size: int, windows_per_visit: int, held_out: bool = False) -> GopDataset:
-        """Single windows with both their anchors, for stage 1. `held_out`: all of them, the last batch filled up."""
+        """Single windows with both their anchors, for stage 1. Held out, the last batch is filled up."""
         dataset = GopDataset(
             self.source(),
             batch_size=batch_size,

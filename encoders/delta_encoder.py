@@ -1,17 +1,17 @@
 """The Δ-encoder: motion vectors and residual of a fused P-frame -> a handful of Δ-tokens.
 
     motion   [Hb, Wb] vectors -> MLP per block  ─┐
-                                                 ├─ + place in the frame -> transformer, learnable queries -> 4 tokens
-    residual [H, W]   levels  -> ResNet-18, cut ─┘                                                         -> 4 tokens
+                                                 ├─ + place in the frame -> learnable queries -> 4 tokens
+    residual [H, W]   levels  -> ResNet-18, cut ─┘                                            -> 4 tokens
 
 As CoPE-VideoLM has it (arXiv 2602.13191; digest in FACTS section 1). What it does not publish is our choice:
 
-- A branch's transformer is queries that attend to one another and to the grid (cross-attention), so that its cost is
-  linear in the grid's size: at 384 x 384, 576 blocks and 576 cells of the residual map.
-- Vectors go in as sign(v) log(1 + |v|), v in pixels: a quarter pixel and a hundred are both within reach, at any frame size.
-  Whether a block is intra is a third input: its vector, 0, then means nothing.
-- ResNet-18 is cut after its third stage (1/16 of the frame, the size of a block of the motion grid), and sees the
-  residual as the difference of two ImageNet-normalized RGB pictures, so that ImageNet's weights fit it.
+- A branch's transformer is queries that attend to one another and to the grid (cross-attention), so that its
+  cost is linear in the grid's size: at 384 x 384, 576 blocks and 576 cells of the residual map.
+- Vectors go in as sign(v) log(1 + |v|), v in pixels: a quarter pixel and a hundred are both within reach, at
+  any frame size. Whether a block is intra is a third input: its vector, 0, then means nothing.
+- ResNet-18 is cut after its third stage (1/16 of the frame, the size of a block of the motion grid), and sees
+  the residual as the difference of two ImageNet-normalized RGB pictures, so that ImageNet's weights fit it.
 - Its batch norms see only frames that are there: padding does not enter their statistics.
 - Positions are shares of the frame (attention.py): any grid and any frame size, together or one after the other.
 """

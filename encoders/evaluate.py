@@ -1,7 +1,8 @@
 """Are the answers right? Exact match of greedy answers, in one forward for a batch.
 
-A greedy decoder gives exactly the stored answer if and only if each of the answer's tokens is the most likely one behind
-those before it. So one forward with the answers in place says what generation would have given, without generating.
+A greedy decoder gives exactly the stored answer if and only if each of the answer's tokens is the most likely
+one behind those before it. So one forward with the answers in place says what generation would have given,
+without generating.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stage 2, as a task of the engine and as a program: `torchrun -m cope_prep.encoders.finetune CONFIG.toml`.
 
-A sample is one question (with all turns of its record) and the GOPs of its video. The loss is the mean over the answers'
-tokens. Which parts train, and how fast, is said by group: the vision tower, the projector (with the newline), the Δ parts,
-the language model.
+A sample is one question (with all turns of its record) and the GOPs of its video. The loss is the mean over
+the answers' tokens. Which parts train, and how fast, is said by group: the vision tower, the projector (with
+the newline), the Δ parts, the language model.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Stage 1, as a task of the engine and as a program: `torchrun -m cope_prep.encoders.pretrain CONFIG.toml`.
 
-A sample is one window: the anchor that it starts from, motion and residual, the anchor that it leads to. The loss is the
-mean over the target's patches; beside it stand, on the same batch, copying the reference's tokens and the same model with
-Δ-tokens of zero (alignment.py).
+A sample is one window: the anchor that it starts from, motion and residual, the anchor that it leads to. The
+loss is the mean over the target's patches; beside it stand, on the same batch, copying the reference's tokens
+and the same model with Δ-tokens of zero (alignment.py).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def run_training(
 
 
 def run_program(kind: type[Settings], make_task: Callable[[Any], Task]) -> None:
-    """`python -m ... CONFIG.toml`. Exit codes: 0 done, 1 failed, 2 a wrong configuration, 130 stopped by a signal."""
+    """`python -m ... CONFIG.toml`. Exit codes: 0 done, 1 failed, 2 wrong configuration, 130 stopped."""
     parser = argparse.ArgumentParser(
         prog=f"torchrun --nproc-per-node=N -m cope_prep.encoders.{kind.model_fields['task'].default}",
         description="Train as a TOML file says; goes on from the newest checkpoint in its output_dir.",

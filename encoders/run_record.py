@@ -1,7 +1,7 @@
 """run.json: what a run was made with, beside its checkpoints, so that a later stage can tell whether it fits.
 
-A Δ-encoder that has learned windows of 30 frames in blocks of 16 px reads those of another geometry without an error, and
-wrongly. So a run writes down the geometry of its data, and stage 2 compares.
+A Δ-encoder that has learned windows of 30 frames in blocks of 16 px reads those of another geometry without
+an error, and wrongly. So a run writes down the geometry of its data, and stage 2 compares.
 """
 
 from __future__ import annotations

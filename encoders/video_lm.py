@@ -4,8 +4,9 @@
     Δ        -> Δ-encoder -> Δ-projector ────────────────────────────┴ one table of features -> rows at <image>
     text     -> embedding ───────────────────────────────────────────> sequence -> language model
 
-A GOP that several questions share is encoded once. The Δ-projector has the projector's shape, and starts as its copy:
-stage 1 leaves the Δ-tokens beside the tower's tokens, and this is the map that the language model knows for those.
+A GOP that several questions share is encoded once. The Δ-projector has the projector's shape, and starts as
+its copy: stage 1 leaves the Δ-tokens beside the tower's tokens, and this is the map that the language model
+knows for those.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from cope_prep.encoders.vision_tower import VisionTower
 from cope_prep.pipeline.loader import DeviceGops
 from cope_prep.schemas.errors import ConfigurationError
 
-# Letters: B GOPs, K pictures, P Δ-frames, N Δ-tokens, T tokens of a picture, M patches, F rows of the table of features,
-# R sequences, L their length, V vocabulary, D width.
+# Letters: B GOPs, K pictures, P Δ-frames, N Δ-tokens, T tokens of a picture, M patches, F rows of the table
+# of features, R sequences, L their length, V vocabulary, D width.
 
 DeltaMode = Literal["given", "zero", "swap"]
 """Δ-tokens as they are; all zero, as in the paper's ablation; those of the batch's next GOP."""
@@ -105,7 +106,8 @@ class VideoLM(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """At the answers' tokens alone: logits [A, V], labels [A], and the question of each [A].
 
-        The vocabulary is wide: logits of the prompt's and the video's tokens would cost more memory than all else.
+        The vocabulary is wide: logits of the prompt's and the video's tokens would cost more memory than all
+        else.
         """
         hidden_RLD = self._hidden(self.embed(gops, sequences, delta=delta), sequences, is_packed=is_packed)
         labels_RL = sequences.labels[:, 1:]

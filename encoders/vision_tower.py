@@ -1,7 +1,8 @@
 """The vision tower: SigLIP's patch tokens of a picture, as LLaVA-Video takes them.
 
-Pictures are resized straight to the tower's square (384 x 384 for so400m), aspect ratio ignored, and normalized to
-[-1, 1]. The last encoder layer is left out, and so are the final norm and the head (LLaVA-NeXT; FACTS section 4).
+Pictures are resized straight to the tower's square (384 x 384 for so400m), aspect ratio ignored, and
+normalized to [-1, 1]. The last encoder layer is left out, and so are the final norm and the head (LLaVA-NeXT;
+FACTS section 4).
 """
 
 from __future__ import annotations

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cope_prep.encoders.finetune import FinetuneConfig
-from cope_prep.encoders.pretrain import PretrainConfig
 from render import SIDE_PX
 from scenes import FPS, NUM_FRAMES, WINDOW
 from tokenizer import make_tokenizer, vocabulary
 
+from cope_prep.encoders.finetune import FinetuneConfig
+from cope_prep.encoders.pretrain import PretrainConfig
+
 TOWER_WIDTH = 96
 PATCH_PX = 16
-LM_WIDTH = 128
+LM_WIDTH = 96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ def write_models(folder: Path) -> None:
         "vocab_size": len(vocabulary()),
         "hidden_size": LM_WIDTH,
         "intermediate_size": 2 * LM_WIDTH,
-        "num_hidden_layers": 4,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
@@ -84,7 +85,7 @@ def delta_encoder(variant: Variant) -> dict[str, Any]:
         "width": 64,
         "num_layers": 2,
         "num_heads": 4,
-        "resnet_widths": (16, 32, 64),
+        "resnet_widths": (8, 16, 32),
         "output_width": TOWER_WIDTH,
     }
 

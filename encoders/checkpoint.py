@@ -7,36 +7,43 @@
       rng-00000.safetensors   random number generators of each rank
       trainer.json            step, samples, the loader's state, configuration, versions, fingerprint of the model
 
-A folder is written under a temporary name and renamed when all of it is on disk. A tensor that the model knows by
-two names is stored once; the file's metadata has the other name. Rank 0 holds one file in memory at a time.
+A folder is written under a temporary name and renamed when all of it is on disk (tensor_files.py has the files).
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from cope_prep.encoders import random_state
-from cope_prep.encoders.distributed import Ranks, fill, whole
+from cope_prep.encoders.distributed import Ranks, fill
 from cope_prep.encoders.optimization import WeightAverage
+from cope_prep.encoders.tensor_files import (
+    check_same_names,
+    disk_errors,
+    fill_tensors,
+    fingerprint,
+    format_errors,
+    model_tensors,
+    save_tensors,
+    sync,
+    write_tensors,
+)
 from cope_prep.pipeline.storage import TEMPORARY_PREFIX
-from cope_prep.schemas.errors import ConfigurationError, FormatError, StorageError
+from cope_prep.schemas.errors import ConfigurationError
 
 logger = logging.getLogger("cope_prep.training")
 _MODEL, _EMA, _OPTIMIZER, _TRAINER = (
@@ -46,9 +53,6 @@ _MODEL, _EMA, _OPTIMIZER, _TRAINER = (
     "trainer.json",
 )
 _NAME = re.compile(r"step-\d{8,}")
-_ALIASES = "aliases"
-_MOST_NAMED = 6
-"""Names in a message about what differs."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,21 +113,21 @@ def save_checkpoint(
     states = ranks.gather(random_state.capture(ranks.device))
     ranks.on_first(lambda: _made(temporary))
     tensors = model_tensors(trained.model)
-    _save(temporary / _MODEL, tensors, ranks)
+    save_tensors(temporary / _MODEL, tensors, ranks)
     if trained.average is not None:
-        _save(temporary / _EMA, tensors | trained.average.tensors, ranks)
-    _save(temporary / _OPTIMIZER, _optimizer_tensors(trained), ranks)
+        save_tensors(temporary / _EMA, trained.average.in_place_of(tensors), ranks)
+    save_tensors(temporary / _OPTIMIZER, _optimizer_tensors(trained), ranks)
 
     def finish() -> None:
-        with _disk_errors(target):
+        with disk_errors(target):
             for rank, state in enumerate(states):
-                _write(temporary / _rng_name(rank), state)
+                write_tensors(temporary / _rng_name(rank), state)
             (temporary / _TRAINER).write_text(json.dumps(document, indent=1))
-            _sync(temporary)
+            sync(temporary)
             if target.exists():  # of a run from before, in a folder from which the newer ones were deleted
                 _remove(target)
             temporary.rename(target)
-            _sync(folder)
+            sync(folder)
             for path in find_checkpoints(run)[:-keep]:
                 _remove(path)
 
@@ -143,7 +147,7 @@ def load_checkpoint(path: Path, trained: Trained, ranks: Ranks) -> Progress:
         raise ConfigurationError(
             str(path), f"is of the task {document['task']!r}, this is {trained.task!r}", "Use another folder."
         )
-    _check_same(
+    check_same_names(
         str(path),
         set(document["trained"]),
         set(trained.parameters),
@@ -151,13 +155,13 @@ def load_checkpoint(path: Path, trained: Trained, ranks: Ranks) -> Progress:
         "Freeze the same.",
     )
     model = model_tensors(trained.model)
-    _fill_from(path / _MODEL, model)
+    fill_tensors(path / _MODEL, model)
     if trained.average is not None:
         source = _EMA if (path / _EMA).exists() else _MODEL  # an average that begins now
-        _fill_from(path / source, model | trained.average.tensors, only=trained.average.tensors.keys())
+        fill_tensors(path / source, model | trained.average.tensors, only=trained.average.tensors.keys())
     _load_optimizer(path / _OPTIMIZER, trained)
     if document["world_size"] == ranks.world_size:
-        with _format_errors(path / _rng_name(ranks.rank)):
+        with format_errors(path / _rng_name(ranks.rank)):
             random_state.restore(load_file(path / _rng_name(ranks.rank)), ranks.device)
     else:
         logger.warning(
@@ -177,7 +181,7 @@ def load_checkpoint(path: Path, trained: Trained, ranks: Ranks) -> Progress:
 
 def read_trainer(path: Path) -> dict[str, Any]:
     """trainer.json of a checkpoint."""
-    with _format_errors(path / _TRAINER):
+    with format_errors(path / _TRAINER):
         return json.loads((path / _TRAINER).read_text())
 
 
@@ -200,7 +204,7 @@ def load_model_weights(
     """
     file = _weights_file(Path(path), _EMA if average else _MODEL)
     targets = {name: tensor for name, tensor in model_tensors(module).items() if not name.startswith(skip)}
-    _fill_from(file, targets, prefix=prefix or "", skip=skip)
+    fill_tensors(file, targets, prefix=prefix or "", skip=skip)
     return file
 
 
@@ -214,17 +218,6 @@ def _weights_file(path: Path, name: str) -> Path:
     raise ConfigurationError(
         str(path), f"holds no {name}, nor a checkpoint that does", "Name a run, a checkpoint or a file."
     )
-
-
-def model_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """All that a module's state dict has, by name: the tensors themselves."""
-    return dict(module.state_dict(keep_vars=True))
-
-
-def fingerprint(shapes: Mapping[str, Sequence[int]]) -> str:
-    """A hash of the names and shapes of a model."""
-    text = json.dumps(sorted((name, list(shape)) for name, shape in shapes.items()))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _document(trained: Trained, progress: Progress, ranks: Ranks) -> dict[str, Any]:
@@ -249,7 +242,7 @@ def _optimizer_tensors(trained: Trained) -> dict[str, torch.Tensor]:
 
 
 def _load_optimizer(file: Path, trained: Trained) -> None:
-    with _format_errors(file), safe_open(file, "pt") as stored:
+    with format_errors(file), safe_open(file, "pt") as stored:
         for key in stored.keys():  # noqa: SIM118 - no mapping
             kind, _, name = key.partition("/")
             parameter, values = trained.parameters[name], stored.get_tensor(key)
@@ -262,78 +255,12 @@ def _load_optimizer(file: Path, trained: Trained) -> None:
             trained.optimizer.state[parameter][kind] = state
 
 
-def _save(file: Path, tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> None:
-    """All ranks give their shards, rank 0 writes."""
-    names: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        names.setdefault(id(tensor), name)
-    aliases = {name: names[id(tensor)] for name, tensor in tensors.items() if names[id(tensor)] != name}
-    gathered = {}
-    for name, tensor in tensors.items():
-        if name not in aliases:
-            full = whole(tensor)
-            if ranks.is_first:
-                gathered[name] = full.cpu().clone(memory_format=torch.contiguous_format)
-    ranks.on_first(lambda: _write(file, gathered, {_ALIASES: json.dumps(aliases)}))
-
-
-def _write(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    with _disk_errors(file):
-        save_file(tensors, file, metadata)
-        _sync(file)
-
-
-def _fill_from(
-    file: Path,
-    targets: Mapping[str, torch.Tensor],
-    *,
-    prefix: str = "",
-    skip: tuple[str, ...] = (),
-    only: Iterable[str] | None = None,
-) -> None:
-    """Copy a file into tensors of the same names and shapes."""
-    with _format_errors(file), safe_open(file, "pt") as stored:
-        aliases = json.loads((stored.metadata() or {}).get(_ALIASES, "{}"))
-        keys = {name: name for name in stored.keys()} | aliases  # noqa: SIM118 - no mapping
-        keys = {name.removeprefix(prefix): key for name, key in keys.items() if name.startswith(prefix)}
-        keys = {name: key for name, key in keys.items() if not name.startswith(skip)}
-        if not keys:
-            raise ConfigurationError(str(file), f"has no tensor whose name begins with {prefix!r}")
-        remedy = "It is of another architecture."
-        _check_same(str(file), set(keys), set(targets), "tensors", remedy)
-        found = {name: tuple(stored.get_slice(key).get_shape()) for name, key in keys.items()}
-        differing = [
-            f"{name} {list(found[name])} instead of {list(target.shape)}"
-            for name, target in targets.items()
-            if found[name] != tuple(target.shape)
-        ]
-        if differing:
-            raise ConfigurationError(str(file), f"has other shapes: {_some(differing)}", remedy)
-        for name in targets if only is None else only:
-            fill(targets[name].detach(), stored.get_tensor(keys[name]))
-
-
-def _check_same(subject: str, found: set[str], expected: set[str], what: str, remedy: str) -> None:
-    parts = []
-    if missing := sorted(expected - found):
-        parts.append(f"lacks {_some(missing)}")
-    if unknown := sorted(found - expected):
-        parts.append(f"has {_some(unknown)}, which this model has not")
-    if parts:
-        raise ConfigurationError(subject, f"has other {what}: it {'; it '.join(parts)}", remedy)
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
-
-
 def _rng_name(rank: int) -> str:
     return f"rng-{rank:05d}.safetensors"
 
 
 def _made(folder: Path) -> None:
-    with _disk_errors(folder):
+    with disk_errors(folder):
         folder.mkdir(parents=True)
 
 
@@ -342,29 +269,3 @@ def _remove(path: Path) -> None:
     hidden = path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError) as exc:
-        raise StorageError(str(path), f"cannot be written ({exc})", "Make room and run again.") from exc
-
-
-@contextlib.contextmanager
-def _format_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError) as exc:
-        raise FormatError(
-            str(path), f"cannot be read ({exc})", "Delete this checkpoint to go on from the one before."
-        ) from exc

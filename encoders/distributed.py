@@ -7,6 +7,7 @@
 Under fsdp2 with bf16, blocks compute with bf16 copies of their parameters; what is outside keeps float32 and is
 cast operation by operation, as all is under ddp. Gradients are reduced in float32.
 
+A batch need not use all parameters; but under fsdp2 every rank must run the same blocks for each of its batches.
 A single process needs neither and gets the model as it is. Ranks must be able to read the same checkpoints.
 """
 
@@ -145,7 +146,9 @@ def spread(
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=block_policy)
     # Times in seconds are among the inputs of the whole: they must not become bf16.
-    return fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    sharded = fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    sharded.set_reduce_scatter_unused_params(True)  # as above: of a batch without Δ-frames, zeros
+    return sharded
 
 
 @contextlib.contextmanager

@@ -15,11 +15,9 @@ after the step, with a checkpoint; a second one ends it at once.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +25,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from cope_prep.encoders import random_state
@@ -39,15 +36,7 @@ from cope_prep.encoders.checkpoint import (
     remove_incomplete,
     save_checkpoint,
 )
-from cope_prep.encoders.distributed import (
-    Parallel,
-    Ranks,
-    average_buffers,
-    connect,
-    micro_batch,
-    reshard,
-    spread,
-)
+from cope_prep.encoders.distributed import Parallel, Ranks, average_buffers, connect, spread
 from cope_prep.encoders.interruption import StopSignals, begin_worker
 from cope_prep.encoders.metrics import MetricsLog, Stopwatch, last_metrics, peak_memory_gb
 from cope_prep.encoders.optimization import (
@@ -59,6 +48,7 @@ from cope_prep.encoders.optimization import (
     set_lr,
 )
 from cope_prep.encoders.replay import Batch, fail_nonfinite
+from cope_prep.encoders.step import Computation, deterministic, recomputed
 from cope_prep.encoders.task import Task
 from cope_prep.schemas.errors import ConfigurationError
 
@@ -121,24 +111,6 @@ class TrainingResult:
     """By a signal, before max_steps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSums:
-    """A step's sums over ranks and micro-batches."""
-
-    weight: float
-    num_samples: int
-    num_skipped: int
-    """Samples that could not be read."""
-    is_stopping: bool
-    """A rank was told to stop."""
-    metrics: dict[str, float]
-    """Sums: of the loss, and at reporting steps of the task's metrics and baselines."""
-
-    def means(self) -> dict[str, float]:
-        """Per term."""
-        return {name: value / self.weight for name, value in self.metrics.items()}
-
-
 def train(
     task: Task, config: TrainingConfig, *, output_dir: str | Path, on_report: OnReport | None = None
 ) -> TrainingResult:
@@ -152,18 +124,18 @@ def train(
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(connect(config.device))
         signals = stack.enter_context(StopSignals())
-        stack.enter_context(_deterministic(config.deterministic))
+        stack.enter_context(deterministic(config.deterministic))
         run = Path(output_dir)
         num_micro_batches = config.accumulation(ranks.world_size)
         _check_dataset(task, config, ranks)
         if config.activation_checkpointing:
-            stack.enter_context(_recomputed(task.blocks()))
+            stack.enter_context(recomputed(task.blocks()))
 
         random_state.seed(config.seed + ranks.rank)
         task.model.to(ranks.device)
-        model = spread(
-            task.model, task.blocks(), ranks, parallel=config.parallel, is_bf16=config.precision == "bf16"
-        )
+        is_bf16 = config.precision == "bf16"
+        model = spread(task.model, task.blocks(), ranks, parallel=config.parallel, is_bf16=is_bf16)
+        computation = Computation(task=task, model=model, ranks=ranks, is_bf16=is_bf16)
         groups = task.parameter_groups()  # after sharding, which makes new ones of the parameters
         parameters = check_groups(task.model, groups)
         optimizer = make_optimizer(groups, config)
@@ -187,7 +159,8 @@ def train(
             stack.callback(log.close)
             log.say(f"{task.name}: {_described(parameters, config, ranks, num_micro_batches, saved)}")
         batches = stack.enter_context(contextlib.closing(_endless(task.dataset, config, ranks)))
-        watch, metrics, is_stopping = Stopwatch(), last_metrics(run), False
+        watch, is_stopping = Stopwatch(), False
+        metrics = ranks.on_first(lambda: last_metrics(run))  # of a run that goes on
 
         while progress.step < config.max_steps and not is_stopping:
             step = progress.step + 1
@@ -195,17 +168,17 @@ def train(
             reports = step % config.log_every == 0 or is_last
             with watch.step():
                 rates = set_lr(optimizer, progress.step, config)
-                sums, micro_batches, losses = _backward(
-                    task, model, batches, num_micro_batches, config, ranks, watch, signals, reports
+                sums = computation.backward(
+                    batches, num_micro_batches, reports=reports, signals=signals, watch=watch
                 )
                 if not math.isfinite(sums.metrics["loss"]):
-                    fail_nonfinite(run, step, micro_batches, losses, ranks)
+                    fail_nonfinite(run, step, sums.batches, sums.losses, ranks)
                 grad_norm = 0.0
                 if sums.weight > 0:
                     scale = ranks.world_size / sums.weight
                     grad_norm = scale_and_clip(list(parameters.values()), scale, config.clip_norm)
                     if not math.isfinite(grad_norm):
-                        fail_nonfinite(run, step, micro_batches, losses, ranks)
+                        fail_nonfinite(run, step, sums.batches, sums.losses, ranks)
                     optimizer.step()
                     if average is not None:
                         average.update()
@@ -215,7 +188,7 @@ def train(
                 optimizer.zero_grad()
             progress.step = step
             progress.num_samples += sums.num_samples
-            progress.loader = micro_batches[-1].info.state
+            progress.loader = sums.batches[-1].info.state
             is_stopping = sums.is_stopping and not is_last
             watch.count(sums.num_samples)
 
@@ -225,7 +198,7 @@ def train(
                 figures |= {"grad_norm": grad_norm, "weight": sums.weight, "num_skipped": sums.num_skipped}
                 figures |= {**watch.report(), "peak_memory_gb": peak_memory_gb(ranks.device)}
             if is_last or (config.eval_every and step % config.eval_every == 0):
-                figures |= _evaluate(task, model, config, ranks)
+                figures |= computation.evaluate()
             if figures:
                 metrics = {
                     "epoch": progress.loader["epoch"],
@@ -251,85 +224,6 @@ def train(
         )
 
 
-def _backward(
-    task: Task,
-    model: nn.Module,
-    batches: Iterator[Batch],
-    num_micro_batches: int,
-    config: TrainingConfig,
-    ranks: Ranks,
-    watch: Stopwatch,
-    signals: StopSignals,
-    reports: bool,
-) -> tuple[StepSums, list[Batch], list[float]]:
-    """Sums of gradients of one step; this rank's batches and their losses, should they have to be looked into."""
-    taken: list[Batch] = []
-    losses: list[torch.Tensor] = []
-    sums: Counter[str] = Counter()
-    model.train()
-    for index in range(num_micro_batches):
-        with watch.waiting():
-            batch = next(batches)
-        taken.append(batch)
-        with torch.no_grad(), _autocast(config, ranks):
-            prepared = task.prepare(batch, ranks.device)
-        sums.update(
-            weight=prepared.weight, num_samples=prepared.num_samples, num_skipped=len(batch.info.skipped)
-        )
-        if reports:
-            # Before the step's own forward: that of FSDP2 then finds its parameters as it left them.
-            with _evaluation(model, config, ranks):
-                baselines = task.baselines(prepared)
-            sums.update({f"loss/{name}": value for name, value in baselines.items()})
-        with micro_batch(model, is_last=index == num_micro_batches - 1):
-            with _autocast(config, ranks):
-                result = task.loss(model, prepared)
-            result.loss_sum.float().backward()
-        losses.append(result.loss_sum.detach().double())
-        if reports:
-            sums.update({name: float(value) for name, value in result.metrics.items()})
-        del prepared, result
-    values = torch.stack(losses).tolist()
-    common = ["weight", "num_samples", "num_skipped", "loss", "stop"]
-    sums.update(loss=sum(values), stop=int(signals.is_set))
-    own = torch.tensor([sums.pop(name) for name in common], dtype=torch.float64, device=ranks.device)
-    weight, num_samples, num_skipped, loss, stop = ranks.sum(own).tolist()
-    metrics = Counter({"loss": loss})
-    if reports:  # by name: a rank may have figures that another has not
-        for part in ranks.gather(dict(sums)):
-            metrics.update(part)
-    totals = StepSums(
-        weight=weight, num_samples=int(num_samples), num_skipped=int(num_skipped), is_stopping=stop > 0,
-        metrics=dict(metrics),
-    )  # fmt: skip
-    return totals, taken, values
-
-
-def _evaluate(task: Task, model: nn.Module, config: TrainingConfig, ranks: Ranks) -> dict[str, float]:
-    average_buffers(task.model, ranks)
-    with _evaluation(model, config, ranks):
-        figures = task.evaluate(ranks.device)
-    return {f"eval/{name}": value for name, value in figures.items()}
-
-
-@contextlib.contextmanager
-def _evaluation(model: nn.Module, config: TrainingConfig, ranks: Ranks) -> Iterator[None]:
-    """Training does not notice what is computed within."""
-    with random_state.preserved(ranks.device):
-        model.eval()
-        try:
-            with torch.no_grad(), _autocast(config, ranks):
-                yield
-        finally:
-            reshard(model)
-            model.train()
-
-
-def _autocast(config: TrainingConfig, ranks: Ranks) -> torch.autocast:
-    # One for each use: a cast of a parameter that was made without gradients must not be found by one with them.
-    return torch.autocast(ranks.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
-
-
 def _endless(dataset: Task.dataset, config: TrainingConfig, ranks: Ranks) -> Iterator[Batch]:
     """Batches of one epoch after the other, from where the dataset is."""
     loader = DataLoader(
@@ -345,28 +239,6 @@ def _endless(dataset: Task.dataset, config: TrainingConfig, ranks: Ranks) -> Ite
     while True:
         yield from loader
         dataset.set_epoch(dataset.epoch + 1)
-
-
-@contextlib.contextmanager
-def _recomputed(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Blocks that keep their inputs only; in place, so that names of parameters stay."""
-    for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-@contextlib.contextmanager
-def _deterministic(is_on: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(is_on or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def _check_dataset(task: Task, config: TrainingConfig, ranks: Ranks) -> None:

@@ -3,7 +3,7 @@
 The learning rate is a function of the step alone, so that resuming needs no state of a schedule:
 
     step < warmup_steps   rises linearly, lr at the last of them
-    then                  half a cosine from lr to min_lr_ratio * lr, which it reaches at the last step
+    then                  half a cosine from lr to min_lr_ratio * lr, which a step after the last would have
 
 Gradients arrive as sums over the terms of the loss. `scale_and_clip` makes them means and clips them in one pass.
 """
@@ -54,8 +54,7 @@ def lr_factor(step: int, config: OptimizerConfig) -> float:
     """What the learning rate is multiplied by in a step, counted from 0."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    num_left = config.max_steps - 1 - config.warmup_steps
-    progress = min((step - config.warmup_steps) / num_left, 1.0) if num_left > 0 else 0.0
+    progress = min((step - config.warmup_steps) / max(config.max_steps - config.warmup_steps, 1), 1.0)
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -133,6 +132,11 @@ class WeightAverage:
         self.tensors: dict[str, torch.Tensor] = {
             name: parameter.detach().clone() for name, parameter in trained.items()
         }
+
+    def in_place_of(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The same names with averages where parameters train, those that are tied to one included."""
+        averages = {id(self._trained[name]): average for name, average in self.tensors.items()}
+        return {name: averages.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def update(self) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,8 +34,12 @@ TOY = {"dropout": 0.2, "batch_norm": True}
 
 
 @pytest.fixture
-def toy(load_helper: Callable[[str], ModuleType]) -> ModuleType:
-    return load_helper("toy_task")
+def toy(load_helper: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
+    """With one thread, as in the processes that are killed: how many there are changes the order of sums."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield load_helper("toy_task")
+    torch.set_num_threads(num_threads)
 
 
 def start(small: Layout, output: Path, toy: dict[str, Any], **training: Any) -> subprocess.Popen:
@@ -45,6 +49,7 @@ def start(small: Layout, output: Path, toy: dict[str, Any], **training: Any) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
@@ -105,7 +110,8 @@ def test_resume_after_sigkill_is_exact(toy: ModuleType, small: Layout, tmp_path:
     )
     assert code == -signal.SIGKILL, err
     assert len(figures(tmp_path / "cut")) == 6
-    (tmp_path / "cut" / "metrics.jsonl").open("a").write('{"step": 8, "lo')  # it died in the middle of a line
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "lo')  # as if it had died in the middle of a line
     (tmp_path / "cut" / "checkpoints" / ".tmp-half").mkdir()
     code, _, err = finish(start(small, tmp_path / "cut", TOY, num_workers=2, **TRAINING))
     assert code == 0, err

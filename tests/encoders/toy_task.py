@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812 - as torch has it
 from torch import nn
 
 from cope_prep.encoders.distributed import connect
-from cope_prep.encoders.engine import TrainingConfig, train
+from cope_prep.encoders.engine import OnReport, TrainingConfig, TrainingResult, train
 from cope_prep.encoders.settings import Settings
 from cope_prep.encoders.task import ParameterGroup, Prepared, StepLoss, Task
 from cope_prep.pipeline.loader import GopDataset, to_device
@@ -43,8 +43,10 @@ class ToyConfig(Settings):
     kill_at: int = -1
     """This position, in epoch 0, is the end of the process."""
     term_at: int = -1
-    """This position, in epoch 0, is when somebody asks the process to stop."""
+    """This position, in epoch 0, is when somebody asks the process group to stop."""
     raise_at: int = -1
+    bad_gradient_at: int = -1
+    """This position, in epoch 0, has a finite loss without a finite gradient."""
 
 
 class Block(nn.Module):
@@ -96,6 +98,7 @@ class ToyTask(Task):
         self.dataset = GopDataset(dataset, batch_size=micro_batch_size, seed=5)
         self.num_prepared = 0
         self.num_evaluations = 0
+        self.has_bad_gradient = False
 
     def parameter_groups(self) -> list[ParameterGroup]:
         named = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
@@ -120,6 +123,9 @@ class ToyTask(Task):
             valid_B = valid_B * (1 - torch.tensor(empty).to(valid_B))
         if self._epoch(batch) == 0 and set(batch.info.positions) & set(self.config.nan_at):
             pixels_BC = pixels_BC * float("nan")
+        self.has_bad_gradient = (
+            self._epoch(batch) == 0 and self.config.bad_gradient_at in batch.info.positions
+        )
         hides = self.config.no_delta_rank == int(os.environ.get("RANK", "0")) and self.num_prepared % 2 == 1
         self.num_prepared += 1
         inputs = {
@@ -129,6 +135,13 @@ class ToyTask(Task):
             "use_delta": not hides,
         }
         return Prepared(inputs=inputs, weight=float(valid_B.sum()), num_samples=int(valid_B.sum()))
+
+    def loss(self, model: nn.Module, prepared: Prepared) -> StepLoss:
+        result = super().loss(model, prepared)
+        if self.has_bad_gradient:
+            zero = result.loss_sum * 0
+            result = StepLoss(loss_sum=result.loss_sum + zero.sqrt(), metrics=result.metrics)
+        return result
 
     def baselines(self, prepared: Prepared) -> dict[str, float]:
         assert not self.model.training
@@ -151,7 +164,8 @@ class ToyTask(Task):
         if self.config.kill_at in batch.info.positions:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.config.term_at in batch.info.positions:
-            os.kill(os.getpid(), signal.SIGTERM)
+            assert os.getpgid(0) == os.getpid()
+            os.kill(0, signal.SIGTERM)  # to the loader's workers too, as batch systems do
         if self.config.raise_at in batch.info.positions:
             raise OSError("the machine is on fire")
 
@@ -161,8 +175,13 @@ class ToyTask(Task):
 
 
 def run(
-    dataset: str, output: Path | str, *, toy: Mapping[str, Any] | None = None, **training: Any
-) -> tuple[ToyTask, Any]:
+    dataset: str,
+    output: Path | str,
+    *,
+    toy: Mapping[str, Any] | None = None,
+    on_report: OnReport | None = None,
+    **training: Any,
+) -> tuple[ToyTask, TrainingResult]:
     """Train the toy; the task afterwards, and the result."""
     defaults = {
         "max_steps": 6, "batch_size": 4, "micro_batch_size": 4, "precision": "fp32", "device": "cpu",
@@ -171,7 +190,7 @@ def run(
     config = TrainingConfig.model_validate(defaults | training, strict=False)
     with connect(config.device):
         task = ToyTask(dataset, config.micro_batch_size, ToyConfig.model_validate(toy or {}, strict=False))
-        return task, train(task, config, output_dir=output)
+        return task, train(task, config, output_dir=output, on_report=on_report)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ Nothing is ever downloaded. A folder is what transformers' `save_pretrained` wri
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -26,6 +24,7 @@ from cope_prep.encoders.checkpoint import load_model_weights
 from cope_prep.encoders.delta_encoder import DeltaEncoder, DeltaEncoderConfig
 from cope_prep.encoders.llava import load_llava_weights
 from cope_prep.encoders.llava_config import read_llava_config, read_llava_tokenizer
+from cope_prep.encoders.pretrained import load_config, load_pretrained
 from cope_prep.encoders.safetensors_folder import local_folder
 from cope_prep.encoders.settings import Settings
 from cope_prep.encoders.token_stream import Newline, Pooling, TokenLayout
@@ -76,6 +75,8 @@ class ModelConfig(Settings):
     layout: LayoutConfig | None = None
     """None: LLaVA-Video's, or what the checkpoint's config.json says."""
     delta_encoder: DeltaEncoderConfig = DeltaEncoderConfig()
+    delta_frames: bool = True
+    """False: pictures alone, the baseline of sparse key frames. The Δ-encoder is there, and not used."""
     stage1: str | None = None
     """Run of stage 1, or one of its checkpoints, to take the Δ-encoder from."""
     start_from: str | None = None
@@ -109,7 +110,7 @@ def build_tower(config: TowerConfig) -> VisionTower:
     assert config.siglip is not None
     if config.video_lm is None:
         return VisionTower.from_folder(config.siglip)
-    tower = VisionTower(_config(config.siglip, SiglipVisionConfig))
+    tower = VisionTower(load_config(SiglipVisionConfig, config.siglip))
     load_model_weights(tower, config.video_lm, prefix="vision_tower.")
     return tower
 
@@ -159,7 +160,9 @@ def _from_llava(config: ModelConfig, folder: str) -> VideoLM:
     described = read_llava_config(folder, delta_tokens=config.delta_encoder.num_tokens)
     layout = described.layout
     if config.layout is not None:
-        layout = _layout(config.layout, layout.patches_per_side, config.delta_encoder)
+        layout = _layout(config.layout, layout.patches_per_side, config)
+    elif not config.delta_frames:
+        layout = layout.model_copy(update={"delta_tokens": 0})
     model = VideoLM(
         vision_tower=VisionTower(described.vision),
         delta_encoder=DeltaEncoder(config.delta_encoder),
@@ -177,42 +180,25 @@ def _from_parts(config: ModelConfig) -> VideoLM:
     assert config.siglip is not None
     assert config.qwen2 is not None
     if config.weights == "random":
-        tower = VisionTower(_config(config.siglip, SiglipVisionConfig))
-        language_model = Qwen2ForCausalLM(_config(config.qwen2, Qwen2Config))
+        tower = VisionTower(load_config(SiglipVisionConfig, config.siglip))
+        language_model = Qwen2ForCausalLM(load_config(Qwen2Config, config.qwen2))
     else:
         tower = VisionTower.from_folder(config.siglip)
-        try:
-            language_model = Qwen2ForCausalLM.from_pretrained(
-                config.qwen2, local_files_only=True, dtype=torch.float32
-            )
-        except (OSError, ValueError) as exc:
-            raise ConfigurationError(
-                config.qwen2, f"is not a Qwen2 that transformers can load: {exc}"
-            ) from exc
+        language_model = load_pretrained(Qwen2ForCausalLM, config.qwen2)
     return VideoLM(
         vision_tower=tower,
         delta_encoder=DeltaEncoder(config.delta_encoder),
         language_model=language_model,
-        layout=_layout(config.layout or LayoutConfig(), tower.patches_per_side, config.delta_encoder),
+        layout=_layout(config.layout or LayoutConfig(), tower.patches_per_side, config),
     )
 
 
-def _layout(config: LayoutConfig, patches_per_side: int, delta: DeltaEncoderConfig) -> TokenLayout:
-    return TokenLayout(
-        patches_per_side=patches_per_side, delta_tokens=delta.num_tokens, **config.model_dump()
-    )
-
-
-def _config(folder: str, kind: type[Any]) -> Any:
-    """The configuration in a folder's config.json, without weights."""
-    path = Path(folder) / "config.json"
+def _layout(layout: LayoutConfig, patches_per_side: int, config: ModelConfig) -> TokenLayout:
+    delta_tokens = config.delta_encoder.num_tokens if config.delta_frames else 0
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as exc:
-        raise ConfigurationError(str(path), f"cannot be read: {exc}") from exc
-    if kind is SiglipVisionConfig and "vision_config" in values:
-        values = values["vision_config"]
-    try:
-        return kind.from_dict(values)
-    except (TypeError, ValueError) as exc:
-        raise ConfigurationError(str(path), f"is no {kind.__name__}: {exc}") from exc
+        return TokenLayout(
+            patches_per_side=patches_per_side, delta_tokens=delta_tokens, **layout.model_dump()
+        )
+    except ValidationError as exc:
+        reasons = "; ".join(error["msg"].removeprefix("Value error, ") for error in exc.errors())
+        raise ConfigurationError("model.layout", reasons) from exc

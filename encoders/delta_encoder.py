@@ -27,6 +27,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetModel
 
 from cope_prep.encoders.attention import Block, frame_positions, init_linear
+from cope_prep.encoders.pretrained import load_pretrained
 from cope_prep.encoders.settings import Settings
 from cope_prep.pipeline.loader import DeviceGops
 from cope_prep.schemas.errors import ConfigurationError
@@ -132,7 +133,8 @@ class DeltaEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> DeltaEncoder:
         super().train(mode)
-        if self.config.freeze_batch_norm:
+        # A frozen encoder's statistics must not drift: they are buffers, which no optimizer leaves alone.
+        if self.config.freeze_batch_norm or not any(p.requires_grad for p in self.parameters()):
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
@@ -172,9 +174,6 @@ class MotionBranch(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(3, config.width), nn.GELU(), nn.Linear(config.width, config.width))
         self.summary = Summary(config, config.motion_tokens)
         init_linear(self)
-        # Three inputs of unit size: with 0.02 the vectors would drown in the biases' scale.
-        nn.init.normal_(self.mlp[0].weight, std=3**-0.5)
-        nn.init.normal_(self.mlp[2].weight, std=config.width**-0.5)
 
     def forward(self, motion_px_FCHW: torch.Tensor, intra_FHW: torch.Tensor) -> torch.Tensor:
         motion_FCHW = motion_px_FCHW.sign() * motion_px_FCHW.abs().log1p()
@@ -220,12 +219,7 @@ def _make_resnet(config: DeltaEncoderConfig) -> ResNetModel:
     resnet = ResNetModel(resnet_config)
     if config.resnet_checkpoint is None:
         return resnet
-    try:
-        whole = ResNetModel.from_pretrained(config.resnet_checkpoint, local_files_only=True)
-    except (OSError, ValueError) as exc:
-        raise ConfigurationError(
-            config.resnet_checkpoint, f"is not a ResNet that transformers can load: {exc}"
-        ) from exc
+    whole = load_pretrained(ResNetModel, config.resnet_checkpoint)
     stored, wanted = whole.state_dict(), resnet.state_dict()
     wrong = [name for name in wanted if name not in stored or stored[name].shape != wanted[name].shape]
     if wrong:

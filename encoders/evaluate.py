@@ -39,28 +39,28 @@ def is_exact(
 
 
 class Tally:
-    """Right answers by kind of question, summed over ranks at the end."""
+    """Right answers by kind of question, over all ranks; a question that was asked twice counts once.
+
+    The last batches of an epoch are filled up with questions from its beginning, which another rank may have had.
+    """
 
     def __init__(self) -> None:
-        self._right: dict[str, int] = defaultdict(int)
-        self._asked: dict[str, int] = defaultdict(int)
+        self._answers: dict[str, tuple[str, bool]] = {}
 
-    def add(self, name: str, is_right: bool) -> None:
-        """Count one answer."""
-        self._right[name] += int(is_right)
-        self._asked[name] += 1
+    def add(self, question_id: str, name: str, is_right: bool) -> None:
+        """Take one answer down."""
+        self._answers.setdefault(question_id, (name, is_right))
 
     def shares(self) -> dict[str, float]:
         """Share of right answers of each kind, and of all as `all`; the same on every rank."""
-        counts = {name: (self._right[name], self._asked[name]) for name in self._asked}
-        right: dict[str, int] = defaultdict(int)
-        asked: dict[str, int] = defaultdict(int)
-        for of_rank in _gather(counts):
-            for name, (num_right, num_asked) in of_rank.items():
-                for key in (name, "all"):
-                    right[key] += num_right
-                    asked[key] += num_asked
-        return {name: right[name] / asked[name] for name in sorted(asked)}
+        answers: dict[str, tuple[str, bool]] = {}
+        for of_rank in _gather(self._answers):
+            answers = of_rank | answers
+        of_name: dict[str, list[bool]] = defaultdict(list)
+        for name, is_right in answers.values():
+            for key in (name, "all"):
+                of_name[key].append(is_right)
+        return {name: sum(found) / len(found) for name, found in sorted(of_name.items())}
 
 
 def mean_over_ranks(sums: Mapping[str, float], weight: float) -> dict[str, float]:

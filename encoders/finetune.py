@@ -29,7 +29,7 @@ from cope_prep.encoders.task import ParameterGroup, Prepared, Task
 from cope_prep.encoders.token_stream import TokenLayout
 from cope_prep.encoders.video_lm import DeltaMode, VideoLM
 from cope_prep.pipeline.loader import QADataset, to_device
-from cope_prep.pipeline.loader.batch import GopBatch, QABatch
+from cope_prep.pipeline.loader.batch import PAD, GopBatch, QABatch
 from cope_prep.schemas.errors import ConfigurationError
 
 _PARTS = {
@@ -174,7 +174,8 @@ class FinetuneTask(Task):
     def _prompt(self, batch: QABatch, index: int) -> str | None:
         if not self.config.time_prompt:
             return None
-        times_s = batch.run_s[index][batch.run_kind[index] != 0].tolist()
+        is_shown = (batch.run_tokens[index] > 0) & (batch.run_kind[index] != PAD)
+        times_s = batch.run_s[index][is_shown].tolist()
         return video_prompt(float(batch.duration_s[index]), times_s)
 
     def prepare(self, batch: GopBatch | QABatch, device: torch.device) -> Prepared:
@@ -201,16 +202,13 @@ class FinetuneTask(Task):
         if self.eval_dataset is None:
             return {}
         tally = Tally()
-        seen: set[str] = set()
         loader = DataLoader(self.eval_dataset, batch_size=None)
         for batch in itertools.islice(loader, num_batches or self.config.eval_batches):
             inputs = self.prepare(batch, device).inputs
             right = is_exact(self.model, **inputs, num_questions=len(batch), delta=delta).tolist()
             for index, question in enumerate(batch.questions):
-                # The last batch is filled up with questions that were there before.
-                if bool(batch.question_is_valid[index]) and question.question_id not in seen:
-                    seen.add(question.question_id)
-                    tally.add(question.data_source, right[index])
+                if bool(batch.question_is_valid[index]):
+                    tally.add(question.question_id, question.data_source, right[index])
         return {f"accuracy/{name}": share for name, share in tally.shares().items()}
 
 

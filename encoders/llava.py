@@ -89,11 +89,16 @@ def unmap_key(name: str) -> str | None:
 
 
 def load_llava_weights(
-    model: nn.Module, folder: str | Path, *, may_miss: Iterable[str] = DELTA_PARTS
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    may_miss: Iterable[str] = DELTA_PARTS,
+    only: tuple[str, ...] | None = None,
 ) -> LoadReport:
     """Copy a checkpoint's tensors into `model` (VideoLM's names), each cast to its parameter's dtype.
 
     `may_miss` are prefixes of which the checkpoint may hold nothing. It holds all of a part, or nothing.
+    `only` are prefixes of the parts that `model` has, if it is not a whole VideoLM: the others are left aside.
 
     Raises:
         ConfigurationError: the checkpoint and the model do not fit: the names and shapes are listed.
@@ -114,6 +119,8 @@ def load_llava_weights(
             tied.append((name, aliases[ours]))
         elif reason := _reason_unused(name, ours, targets):
             unused[name] = reason
+        elif only is not None and ours is not None and not ours.startswith(only):
+            unused[name] = f"of {ours.split('.')[0]}, which was not asked for"
         else:
             unknown.append(name)
     missing = [name for name in targets if name not in sources]

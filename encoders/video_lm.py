@@ -12,6 +12,7 @@ knows for those.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Literal
 
 import torch
@@ -70,7 +71,9 @@ class VideoLM(nn.Module):
         """Rows [F, D] of all features of a batch: pictures [B, K, T], Δ [B, P, N], then the newline."""
         width = self.image_newline.shape[-1]
         pictures_BKTD = self._pictures(gops)
-        delta_BPND = self.delta_projector(self._delta_tokens(gops))
+        if self.layout.delta_tokens == 0:
+            return torch.cat((pictures_BKTD.reshape(-1, width), self.image_newline[None]))
+        delta_BPND = self.delta_projector(delta_tokens(self.delta_encoder, gops))
         if delta == "zero":
             delta_BPND = torch.zeros_like(delta_BPND)
         elif delta == "swap":
@@ -109,6 +112,8 @@ class VideoLM(nn.Module):
         The vocabulary is wide: logits of the prompt's and the video's tokens would cost more memory than all
         else.
         """
+        if sequences.token_ids.numel() == 0:
+            sequences = _padding_alone(sequences)
         hidden_RLD = self._hidden(self.embed(gops, sequences, delta=delta), sequences, is_packed=is_packed)
         labels_RL = sequences.labels[:, 1:]
         rows, columns = (labels_RL != IGNORE_INDEX).nonzero(as_tuple=True)
@@ -171,10 +176,13 @@ class VideoLM(nn.Module):
             tokens = picture_features(self.projector(self.vision_tower(rgb)), self.image_newline, self.layout)
             gop, picture = index // mask_BK.shape[1], index % mask_BK.shape[1]
             features = features.index_put((rows[gop], picture), tokens.to(features.dtype))
+        if not mask_BK.any():
+            # Everything was skipped. The tower computes all the same, so that every parameter has a gradient, of
+            # zero, and the ranks of FSDP2 gather the same blocks.
+            side = self.vision_tower.model.config.image_size
+            nothing = self.projector(self.vision_tower(gops.rgb.new_zeros(1, 3, side, side))).sum() * 0
+            features = features + nothing.to(features.dtype)
         return features
-
-    def _delta_tokens(self, gops: DeviceGops) -> torch.Tensor:
-        return delta_tokens(self.delta_encoder, gops)
 
 
 def sizes(gops: DeviceGops) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
@@ -208,6 +216,15 @@ def delta_tokens(encoder: DeltaEncoder, gops: DeviceGops) -> torch.Tensor:
     return tokens
 
 
+def _padding_alone(sequences: SequenceBatch) -> SequenceBatch:
+    """A row of one token that is padding: for a batch without a question that could be read."""
+    like = {field.name: getattr(sequences, field.name) for field in fields(sequences)}
+    empty = {"visual_index": -1, "labels": IGNORE_INDEX, "question": -1}
+    return SequenceBatch(
+        **{name: tensor.new_full((1, 1), empty.get(name, 0)) for name, tensor in like.items()}
+    )
+
+
 def _projector(vision_width: int, width: int) -> nn.Sequential:
     """LLaVA's `mlp2x_gelu`."""
     return nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
@@ -226,7 +243,7 @@ def _check_parts(tower: VisionTower, encoder: DeltaEncoder, layout: TokenLayout)
             f"is {layout.patches_per_side}, but the vision tower has {tower.patches_per_side} x"
             f" {tower.patches_per_side} patches",
         )
-    if layout.delta_tokens != encoder.config.num_tokens:
+    if layout.delta_tokens not in (0, encoder.config.num_tokens):
         raise ConfigurationError(
             "layout.delta_tokens",
             f"is {layout.delta_tokens}, but the Δ-encoder makes {encoder.config.num_tokens}",

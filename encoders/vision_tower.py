@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - as torch has it
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
+from cope_prep.encoders.pretrained import load_pretrained
 from cope_prep.schemas.errors import ConfigurationError
 
 # Letters: B pictures, C channels, H, W picture, M patches, D width.
@@ -40,6 +41,8 @@ class VisionTower(nn.Module):
     def forward(self, rgb_BCHW: torch.Tensor) -> torch.Tensor:
         """float [B, 3, H, W] in [0, 1] -> patch tokens [B, M, D], row by row."""
         side = self.model.config.image_size
+        if len(rgb_BCHW) == 0:  # transformers' SigLIP takes no batch of none
+            return rgb_BCHW.new_zeros(0, self.patches_per_side**2, self.width)
         if rgb_BCHW.shape[-2:] != (side, side):
             rgb_BCHW = F.interpolate(
                 rgb_BCHW, size=(side, side), mode="bicubic", align_corners=False, antialias=True
@@ -52,11 +55,10 @@ class VisionTower(nn.Module):
 
         Raises:
             ConfigurationError: there is no such model.
+            FormatError: a file in it is damaged.
         """
-        try:
-            whole = SiglipVisionModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        except (OSError, ValueError) as exc:
-            raise ConfigurationError(folder, f"is not a SigLIP that transformers can load: {exc}") from exc
+        # The head is not used, and not every checkpoint has it.
+        whole = load_pretrained(SiglipVisionModel, folder, may_miss=("head.",))
         tower = cls(whole.config)
         stored = whole.state_dict()
         tower.model.load_state_dict({name: stored[name] for name in tower.model.state_dict()})

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cope_prep.jobs import cli_loader, cli_look, report
+from cope_prep.jobs import cli_loader, cli_look, cli_train, report
 from cope_prep.jobs import options as opt
 from cope_prep.jobs.demo import demo
 from cope_prep.jobs.extract import run_extract
@@ -30,6 +30,7 @@ app = typer.Typer(
 manifest_app = typer.Typer(no_args_is_help=True, help="List a new dataset's source videos and questions.")
 app.add_typer(manifest_app, name="manifest")
 app.add_typer(cli_loader.mix_app, name="mix")
+app.add_typer(cli_train.train_app, name="train")
 
 
 def main() -> None:

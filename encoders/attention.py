@@ -84,9 +84,9 @@ class Block(nn.Module):
 
 
 def init_linear(module: nn.Module) -> None:
-    """Normal weights of deviation 0.02 and zero biases, for the linear layers below a module."""
+    """Normal weights of variance 1 / fan-in and zero biases, for the linear layers below a module."""
     for child in module.modules():
         if isinstance(child, nn.Linear):
-            nn.init.normal_(child.weight, std=0.02)
+            nn.init.normal_(child.weight, std=child.in_features**-0.5)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)

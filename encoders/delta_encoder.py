@@ -147,7 +147,6 @@ class Summary(nn.Module):
     def __init__(self, config: DeltaEncoderConfig, num_queries: int) -> None:
         super().__init__()
         self.queries_QD = nn.Parameter(torch.randn(num_queries, config.width) * config.width**-0.5)
-        self.cell_norm = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.num_heads, has_context=True) for _ in range(config.num_layers)
         )
@@ -159,7 +158,8 @@ class Summary(nn.Module):
         positions_SD = frame_positions(
             *grid, cells_FSD.shape[-1], device=cells_FSD.device, dtype=cells_FSD.dtype
         )
-        cells_FSD = self.cell_norm(cells_FSD) + positions_SD
+        # Not normalized: how long a vector is, and how strong a residual, is what there is to learn.
+        cells_FSD = cells_FSD + positions_SD
         tokens_FQD = self.queries_QD.expand(len(cells_FSD), -1, -1)
         for block in self.blocks:
             tokens_FQD = block(tokens_FQD, cells_FSD)
@@ -173,7 +173,9 @@ class MotionBranch(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(3, config.width), nn.GELU(), nn.Linear(config.width, config.width))
         self.summary = Summary(config, config.motion_tokens)
-        init_linear(self)
+        # The first layer keeps torch's biases: without any, the MLP would only scale with a vector's length.
+        init_linear(self.mlp[2])
+        init_linear(self.summary)
 
     def forward(self, motion_px_FCHW: torch.Tensor, intra_FHW: torch.Tensor) -> torch.Tensor:
         motion_FCHW = motion_px_FCHW.sign() * motion_px_FCHW.abs().log1p()

@@ -39,8 +39,8 @@ class TokenLayout(Settings):
     pool_stride: int = Field(default=2, ge=1)
     pooling: Pooling = "bilinear"
     newline: Newline = "grid"
-    delta_tokens: int = Field(default=8, ge=1)
-    """Of one Δ-frame: the Δ-encoder's motion and residual tokens together."""
+    delta_tokens: int = Field(default=8, ge=0)
+    """Of one Δ-frame: the Δ-encoder's motion and residual tokens together; 0 leaves Δ-frames out."""
 
     @model_validator(mode="after")
     def _leaves_a_token(self) -> Self:

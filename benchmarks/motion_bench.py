@@ -1,0 +1,203 @@
+"""The proof on data that is real end to end: does a model learn from Δ-tokens what only motion tells?
+
+    python benchmarks/motion_bench.py [FOLDER] [--quick] [--seeds N] [--processes N]      (make motion-bench)
+
+Videos are generated and encoded as ordinary files, and go the whole way: manifest -> reencode -> extract -> shard ->
+loader -> stage 1 -> stage 2 -> evaluation, with a tiny tower and language model that are trained from nothing.
+motion/scenes.py says what happens in them, motion/questions.py what is asked, motion/recipes.py how is trained.
+
+Accuracies are exact matches on held-out videos; `motion` and `still` are means over types of questions, `chance` is the
+mean of one over the number of answers. FOLDER keeps everything, and the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "motion"))
+
+from experiments import MAIN, QUICK_VARIANTS, VARIANTS, Run, plan, run_all
+from make_data import make_datasets, make_sources
+from questions import ANSWERS, CONTROL_TYPES, MOTION_TYPES
+from recipes import Sizes, Variant, write_models
+
+QUICK = Sizes(base_steps=60, stage1_steps=60, stage2_steps=120, eval_every=40, num_eval_batches=4)
+
+
+def main() -> None:
+    """Make the data, train everything, print the table, write results.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("motion-bench"))
+    parser.add_argument("--quick", action="store_true", help="one seed, two rows, few steps: under 5 minutes")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--result", type=Path, help="also write the figures there")
+    arguments = parser.parse_args()
+    begin = time.perf_counter()
+    folder: Path = arguments.folder
+    num_train, num_test, seeds = (600, 100, 1) if arguments.quick else (3000, 300, arguments.seeds)
+    variants, sizes = (QUICK_VARIANTS, QUICK) if arguments.quick else (VARIANTS, Sizes())
+    make_sources(folder, num_train=num_train, num_test=num_test, seed=0, processes=arguments.processes)
+    data = make_datasets(folder, block_px=16, workers=arguments.processes, use_ray=not arguments.quick)
+    write_models(folder)
+    data_s = time.perf_counter() - begin
+    say(f"data: {num_train} + {num_test} videos, {data_s:.0f} s")
+    runs = plan(variants, seeds)
+    scores = run_all(runs, folder, data.train.parent, sizes, processes=arguments.processes, say=say)
+    result = {
+        "date": date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
+        "seeds": seeds,
+        "quick": arguments.quick,
+        "num_videos": [num_train, num_test],
+        "chance": chance(),
+        "rows": rows(variants, runs, scores),
+        "stage1": stage1_rows(runs, scores),
+        "curves": curves(variants, runs, scores),
+        "minutes": (time.perf_counter() - begin) / 60,
+    }
+    for path in filter(None, (folder / "results.json", arguments.result)):
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def chance() -> dict[str, float]:
+    """What guessing gives: by type, and as means over the types of each group."""
+    by_type = {name: 1 / len(answers) for name, answers in ANSWERS.items()}
+    return {
+        **by_type,
+        "motion": mean(by_type[name] for name in MOTION_TYPES),
+        "still": mean(by_type[name] for name in CONTROL_TYPES),
+    }
+
+
+def _of(variant: Variant, runs: list[Run], scores: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [scores[run.name] for run in runs if run.stage == "stage2" and run.variant == variant]
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Mean and standard deviation over seeds, and each."""
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "values": values}
+
+
+def rows(
+    variants: tuple[Variant, ...], runs: list[Run], scores: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The table: each variant, and the main one with Δ zeroed and swapped."""
+    found = []
+    for variant in variants:
+        of_variant = _of(variant, runs, scores)
+        for mode, suffix in (
+            ("given", ""),
+            ("zero", ", Δ zeroed at inference"),
+            ("swap", ", Δ of another video"),
+        ):
+            if mode in of_variant[0] and (mode == "given" or variant == MAIN):
+                found.append(
+                    {
+                        "name": variant.name + suffix,
+                        "tokens": tokens(variant),
+                        **{
+                            name.removeprefix("accuracy/"): spread(
+                                [score[mode][name] for score in of_variant]
+                            )
+                            for name in of_variant[0][mode]
+                        },
+                    }
+                )
+    return found
+
+
+def tokens(variant: Variant) -> int:
+    """Visual tokens of a GOP."""
+    side = 4  # 8 x 8 patches, pooled by 2
+    picture = side * (side + 1)
+    delta = variant.motion_tokens + variant.residual_tokens if variant.has_delta else 0
+    return variant.key_frames * picture + (8 - variant.key_frames) * delta
+
+
+def stage1_rows(runs: list[Run], scores: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Held-out losses of stage 1, beside their baselines."""
+    return [{"name": run.name, **scores[run.name]["given"]} for run in runs if run.stage == "stage1"]
+
+
+def curves(
+    variants: tuple[Variant, ...], runs: list[Run], scores: dict[str, dict[str, Any]]
+) -> dict[str, list[dict[str, float]]]:
+    """Held-out accuracy on motion while stage 2 goes on: mean over seeds at each step."""
+    found = {}
+    for variant in variants:
+        of_seed = [score["curve"] for score in _of(variant, runs, scores)]
+        found[variant.name] = [
+            {
+                "step": rows[0]["step"],
+                "motion": mean(row["accuracy/motion"] for row in rows),
+                "still": mean(row["accuracy/still"] for row in rows),
+            }
+            for rows in zip(*of_seed, strict=True)
+        ]
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown."""
+
+    def cell(values: dict[str, Any]) -> str:
+        text = f"{100 * values['mean']:.1f}"
+        return text if values["std"] is None else f"{text} ± {100 * values['std']:.1f}"
+
+    guess = result["chance"]
+    lines = [
+        f"{result['seeds']} seeds, {result['num_videos'][0]} training and {result['num_videos'][1]} test videos,"
+        f" {result['minutes']:.0f} min",
+        "",
+        "| | tokens a GOP | motion, % | still, % |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['name']} | {row['tokens']} | {cell(row['motion'])} | {cell(row['still'])} |"
+            for row in result["rows"]
+        ),
+        f"| chance | | {100 * guess['motion']:.1f} | {100 * guess['still']:.1f} |",
+        "",
+        "| by type, % | chance | " + " | ".join(row["name"] for row in result["rows"][:4]) + " |",
+        "|---" * (2 + len(result["rows"][:4])) + "|",
+    ]
+    for group, names in (("motion", MOTION_TYPES), ("still", CONTROL_TYPES)):
+        for name in names:
+            cells = " | ".join(cell(row[f"{group}_{name}"]) for row in result["rows"][:4])
+            lines.append(f"| {name} | {100 * guess[name]:.1f} | {cells} |")
+    lines += [
+        "",
+        "| stage 2 steps | " + " | ".join(result["curves"]) + " |",
+        "|---" * (1 + len(result["curves"])) + "|",
+    ]
+    for points in zip(*result["curves"].values(), strict=True):
+        shares = " | ".join(f"{100 * point['motion']:.0f}" for point in points)
+        lines.append(f"| {points[0]['step']} | {shares} |")
+    lines += [
+        "",
+        "| stage 1, held-out loss | with Δ | Δ zeroed | copying the reference |",
+        "|---|---|---|---|",
+    ]
+    for row in result["stage1"]:
+        lines.append(
+            f"| {row['name']} | {row['loss']:.4f} | {row['zero_delta']:.4f} | {row['copy_reference']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,9 +37,12 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
         file = folder / _NAME
         if file.is_file():
             try:
-                return json.loads(file.read_text())
+                record = json.loads(file.read_text())
             except ValueError as exc:
                 raise FormatError(str(file), f"is not JSON: {exc}") from exc
+            if not isinstance(record, dict) or not isinstance(record.get("geometry"), dict):
+                raise FormatError(str(file), "is no record of a run: it has no geometry")
+            return record
     return None
 
 

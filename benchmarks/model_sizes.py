@@ -222,14 +222,19 @@ def make_dataset(
     (sources / _SUBSET).mkdir(exist_ok=True)
     records = []
     for clip in clips:
-        write_looped(clip, videos / f"{clip.stem}.mp4", num_frames=duration_s * SPECS.encode.fps)
+        video = videos / f"{clip.stem}.mp4"
+        if not video.exists():
+            part = video.with_suffix(".part.mp4")
+            write_looped(clip, part, num_frames=duration_s * SPECS.encode.fps)
+            part.replace(video)
         records += [
             {
                 "id": f"{clip.stem}-{number}",
                 "data_source": "looped",
                 "video": f"academic_source/looped/{clip.stem}.mp4",
                 "conversations": [
-                    {"from": "human", "value": f"<image>\n{QUESTION}"},
+                    # Each its own: a manifest takes no record twice.
+                    {"from": "human", "value": f"<image>\n{QUESTION} ({number})"},
                     {"from": "gpt", "value": ANSWER},
                 ],
             }

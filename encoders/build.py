@@ -91,6 +91,8 @@ class ModelConfig(Settings):
             raise ValueError("give llava, or siglip and qwen2")
         if self.llava is not None and self.weights == "random":
             raise ValueError("weights = 'random' goes with siglip and qwen2")
+        if self.start_without_delta and self.start_from is None:
+            raise ValueError("start_without_delta goes with start_from")
         return self
 
 

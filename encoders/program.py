@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 
+from cope_prep.encoders.checkpoint import find_checkpoints
 from cope_prep.encoders.data import geometry_values
 from cope_prep.encoders.distributed import connect
 from cope_prep.encoders.engine import OnReport, TrainingConfig, TrainingResult, train
-from cope_prep.encoders.run_record import write_record
+from cope_prep.encoders.run_record import check_geometry, write_record
 from cope_prep.encoders.settings import Settings, read_toml
 from cope_prep.encoders.task import Task
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError
@@ -45,14 +46,15 @@ def run_training(
         # Before the model: its first weights are drawn from the run's seed.
         torch.manual_seed(run.training.seed)
         task = make_task(config)
-        ranks.on_first(
-            lambda: write_record(
-                run.output_dir,
-                config=run.model_dump(mode="json"),
-                geometry=geometry_values(task.dataset.geometry),
-            )
-        )
+        ranks.on_first(lambda: _record(run, geometry_values(task.dataset.geometry)))
         return train(task, run.training, output_dir=run.output_dir, on_report=on_report)
+
+
+def _record(run: RunConfig, geometry: Mapping[str, Any]) -> None:
+    if find_checkpoints(run.output_dir):
+        # Before the old record is gone: what was learned from other data must not be said to be from these.
+        check_geometry(run.output_dir, geometry, remedy="Use another output_dir.")
+    write_record(run.output_dir, config=run.model_dump(mode="json"), geometry=geometry)
 
 
 def run_program(kind: type[Settings], make_task: Callable[[Any], Task]) -> None:

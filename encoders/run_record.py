@@ -46,7 +46,10 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def check_geometry(path: str | Path, geometry: Mapping[str, Any]) -> None:
+_OTHER = "Use data of the same geometry, or set allow_other_geometry = true if you mean it."
+
+
+def check_geometry(path: str | Path, geometry: Mapping[str, Any], *, remedy: str = _OTHER) -> None:
     """
     Raises:
         ConfigurationError: the run that `path` is of learned from data of another geometry.
@@ -64,5 +67,5 @@ def check_geometry(path: str | Path, geometry: Mapping[str, Any]) -> None:
         raise ConfigurationError(
             str(path),
             f"was trained on data with {', '.join(different)}",
-            "Use data of the same geometry, or set allow_other_geometry = true if you mean it.",
+            remedy,
         )

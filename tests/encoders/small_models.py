@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -158,6 +159,12 @@ def make_tall(media: ModuleType, folder: Path) -> Layout:
     encode = EncodeSpec(width_px=32, height_px=96, gop_size=32, preset="ultrafast")
     specs = replace(datasets.SPECS, encode=encode)
     return datasets.make_dataset(folder, media, num_videos=4, specs=specs, clip_frames=(32,), prefix="tall")
+
+
+def copy_dataset(layout: Layout, folder: Path) -> Layout:
+    """To be changed."""
+    shutil.copytree(layout.dataset, folder / "dataset")
+    return Layout(dataset=str(folder / "dataset"), specs=layout.specs)
 
 
 def damage(layout: Layout) -> str:

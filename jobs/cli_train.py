@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Annotated
 
@@ -127,3 +128,51 @@ def _train(
             )
         document = {"command": f"train {kind}", "output_dir": config.output_dir, **asdict(outcome)}
         out.result(document, f"{outcome.num_steps} steps done; {outcome.checkpoint}")
+
+
+@train_app.command()
+def describe(
+    config: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG.toml]", help="Of either stage.", show_default=False)
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="llava-video-7b",
+            help="Take tower and language model of these shapes; the configuration's folders are not read.",
+        ),
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Of a P-frame.")] = "384x384",
+    no_latency: Annotated[bool, typer.Option("--no-latency", help="Only count.")] = False,
+    overrides: Overrides = None,
+    json_output: opt.JsonOutput = False,
+) -> None:
+    """Count a model's parameters, the cost of a P-frame beside that of a picture, and tokens. Needs no weights.
+
+    Example: `cope-prep train describe configs/paper_finetune.toml --like llava-video-7b`
+    """
+    from cope_prep.jobs.train_config import read_run, the_task
+    from cope_prep.jobs.train_table import print_description
+
+    with report.outlet(json_output=json_output) as out:
+        the_task("finetune")  # before the import below, which needs the same packages
+        from cope_prep.encoders.describe import describe as describe_model
+
+        if like not in (None, "llava-video-7b"):
+            raise ConfigurationError(f"--like {like}", "is not known", "Use llava-video-7b.")
+        match = re.fullmatch(r"(\d+)x(\d+)", size.lower())
+        if match is None:
+            raise ConfigurationError(f"--size {size}", "is not WxH", "For instance --size 384x384.")
+        chosen = None if config is None else read_run(config, overrides=overrides or ())[1]
+        with out.console.status("measuring"):
+            found = describe_model(
+                chosen,
+                like=like,
+                height_px=int(match[2]),
+                width_px=int(match[1]),
+                measure=not no_latency,
+            )
+        if json_output:
+            out.result(found.to_dict(), "")
+        else:
+            print_description(found, report.make_console(stderr=False))

@@ -19,6 +19,7 @@ import os
 import pickle
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def _fit(kind: Kind, config: Any, options: RayOptions, say: Callable[[str], None
             say(line)
 
     is_stopping = False
-    with _noted_signals() as received:
+    # Ray prints news of dead workers on stdout, which is the result's.
+    with _noted_signals() as received, contextlib.redirect_stdout(sys.stderr):
         # Not in the main thread: there it would set a handler for Ctrl-C that ends the ranks within their step.
         fitting = threading.Thread(target=body, daemon=True)
         fitting.start()
@@ -114,7 +116,8 @@ def _fit(kind: Kind, config: Any, options: RayOptions, say: Callable[[str], None
             if received and not is_stopping:
                 is_stopping = True
                 say("stopping after this step, with a checkpoint; once more stops at once")
-                ray.get(mailbox.stop.remote())
+                if not ray.get(mailbox.stop.remote()):
+                    raise _interruption(received)
         relay()
     shutil.rmtree(scratch, ignore_errors=True)
     error, outcome = ray.get(mailbox.ending.remote())

@@ -69,9 +69,10 @@ class Mailbox:
         lines, self._lines = self._lines, []
         return lines
 
-    def stop(self) -> None:
-        """Ask all ranks to end after their step."""
+    def stop(self) -> bool:
+        """Ask all ranks to end after their step; False if there are none yet, and nothing to wait for."""
         self._is_stopped = True
+        return self._num_attempts > 0
 
     def is_stopped(self) -> bool:
         """True from `stop` on."""

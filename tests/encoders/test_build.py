@@ -51,6 +51,7 @@ def save_run(model: nn.Module, run: Path) -> Path:
         folder = run / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
         scale = 1.0 if step == 2 else 0.0
+        scale = 1.0 if step == 2 else 0.0
         tensors = {name: value.detach() * scale for name, value in model.state_dict().items()}
         save_file(tensors, folder / "model.safetensors")
         (folder / "trainer.json").write_text("{}")

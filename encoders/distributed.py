@@ -9,6 +9,9 @@ cast operation by operation, as all is under ddp. Gradients are reduced in float
 
 A batch need not use all parameters; but under fsdp2 every rank must run the same blocks for each of its batches.
 A single process needs neither and gets the model as it is. Ranks must be able to read the same checkpoints.
+
+fsdp2 on CPUs (gloo) is for tests: torch 2.13 now and then aborts there while Python shuts down, when all is done
+and saved ("terminate called without an active exception"; twenty lines of torch alone do it too).
 """
 
 from __future__ import annotations

@@ -198,3 +198,7 @@ if __name__ == "__main__":
     arguments = json.loads(sys.argv[1])
     _, done = run(arguments.pop("dataset"), arguments.pop("output"), **arguments)
     print(json.dumps({"num_steps": done.num_steps, "was_stopped": done.was_stopped, "metrics": done.metrics}))
+    if arguments.get("parallel") == "fsdp2":
+        # See distributed.py: on a CPU, torch may abort while Python shuts down. The run itself is over.
+        sys.stdout.flush()
+        os._exit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +24,12 @@ import small_models
 
 SHORT = GopFilter(max_duration_s=2)
 STD = torch.tensor([0.229, 0.224, 0.225])
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    with small_models.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,6 @@ def test_stored_parts_are_taken_as_they_are(models: Path) -> None:
     model = build_video_lm(small_models.model_config(models))
     assert_same(model.vision_tower.model, SiglipVisionModel.from_pretrained(models / "siglip"))
     assert_same(model.language_model, Qwen2ForCausalLM.from_pretrained(models / "qwen2"))
-    assert_same(model.delta_projector, model.projector)
     assert {value.dtype for value in model.parameters()} == {torch.float32}
     assert model.layout == small_models.LAYOUT
     assert len(build_tokenizer(small_models.model_config(models))) == len(small_models.TOKENIZER)
@@ -103,7 +102,6 @@ def test_llava_as_a_whole_and_its_tower(llava: llava_checkpoint.Checkpoint) -> N
     for name in ("weight", "bias"):
         stored = llava.tensors[f"model.mm_projector.2.{name}"].float()
         assert torch.equal(model.projector[2].get_parameter(name), stored)
-        assert torch.equal(model.delta_projector[2].get_parameter(name), stored)
     assert_same(model.language_model, llava.language)
     assert_same(model.vision_tower.model, llava.tower)
     assert model.layout.newline == "grid"
@@ -121,7 +119,6 @@ def test_run_of_ours_with_and_without_its_delta_parts(models: Path, tmp_path: Pa
     other = build_video_lm(small_models.model_config(models, start_from=str(run), start_without_delta=True))
     for part in ("vision_tower.", "projector.", "language_model.", "image_newline"):
         assert_same(other, trained, prefix=part)
-    assert_same(other.delta_projector, trained.projector)
     first = "motion.mlp.0.weight"
     assert not torch.equal(
         other.delta_encoder.get_parameter(first), trained.delta_encoder.get_parameter(first)
@@ -139,7 +136,6 @@ def test_delta_encoder_of_stage_1(models: Path, tmp_path: Path) -> None:
     runs = {"stage1": str(save_run(stage1, tmp_path / "1"))}
     model = build_video_lm(small_models.model_config(models, **runs))
     assert_same(model.delta_encoder, stage1.delta_encoder)
-    assert_same(model.delta_projector, model.projector)
     runs["start_from"] = str(save_run(stage2, tmp_path / "2"))
     model = build_video_lm(small_models.model_config(models, **runs))
     assert_same(model.delta_encoder, stage1.delta_encoder)

@@ -70,32 +70,34 @@ class AlignmentModel(nn.Module):
         context_FND = self.delta_in(delta_FND)
         for block in self.warp:
             x_FMD = block(x_FMD, context_FND)
-        return reference_FMD + self.out(self.norm(x_FMD))
+        # In units of the frame's own tokens, whose size differs by orders of magnitude between towers.
+        # Not Tensor.std, which warns of a batch without a frame: every window of it was skipped.
+        centred_FMD = reference_FMD.float() - reference_FMD.float().mean(dim=(1, 2), keepdim=True)
+        scale_F11 = centred_FMD.square().mean(dim=(1, 2), keepdim=True).sqrt().to(x_FMD.dtype)
+        return reference_FMD + scale_F11 * self.out(self.norm(x_FMD))
 
     def forward(
-        self, *, delta: Mapping[str, torch.Tensor], reference_FMD: torch.Tensor, target_FMD: torch.Tensor
+        self,
+        *,
+        delta: Mapping[str, torch.Tensor],
+        reference_FMD: torch.Tensor,
+        target_FMD: torch.Tensor,
+        has_delta: bool = True,
     ) -> StepLoss:
         """
         delta: the arguments of DeltaEncoder.forward, of the same F windows, P = 1.
         reference_FMD, target_FMD: the frozen tower's tokens of the windows' two anchors.
+        has_delta: False puts zeros in place of the Δ-tokens.
 
         The loss is the sum over patches of the mean square over their width.
         """
-        tokens_FND = self.delta_encoder(**delta).flatten(1, 2)
+        if has_delta:
+            tokens_FND = self.delta_encoder(**delta).flatten(1, 2)
+        else:
+            num_tokens = self.delta_encoder.config.num_tokens
+            tokens_FND = reference_FMD.new_zeros(len(reference_FMD), num_tokens, reference_FMD.shape[-1])
         predicted_FMD = self.predict(reference_FMD, tokens_FND)
         return StepLoss(loss_sum=patch_error(predicted_FMD, target_FMD), metrics={})
-
-    @torch.no_grad()
-    def baselines(
-        self, *, reference_FMD: torch.Tensor, target_FMD: torch.Tensor, num_tokens: int
-    ) -> dict[str, float]:
-        """Loss of copying the reference's tokens, and of this model with Δ-tokens of zero; sums as the loss."""
-        zero_FND = reference_FMD.new_zeros(len(reference_FMD), num_tokens, reference_FMD.shape[-1])
-        without = self.predict(reference_FMD, zero_FND)
-        return {
-            "copy_reference": float(patch_error(reference_FMD, target_FMD)),
-            "zero_delta": float(patch_error(without, target_FMD)),
-        }
 
 
 def patch_error(predicted_FMD: torch.Tensor, target_FMD: torch.Tensor) -> torch.Tensor:

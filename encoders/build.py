@@ -130,8 +130,6 @@ def build_video_lm(config: ModelConfig) -> VideoLM:
     if config.start_from is not None:
         skip = ("delta_encoder.", "delta_projector.") if config.start_without_delta else ()
         load_model_weights(model, config.start_from, skip=skip)
-        if config.start_without_delta:
-            model.copy_projector()
     if config.stage1 is not None:
         load_model_weights(model.delta_encoder, config.stage1, prefix="delta_encoder.")
     return model
@@ -173,8 +171,6 @@ def _from_llava(config: ModelConfig, folder: str) -> VideoLM:
     )
     report = load_llava_weights(model, folder)
     logger.info("%s: %d tensors loaded, %d left out", folder, len(report.loaded), len(report.unused))
-    if not any(name.startswith("delta_projector.") for name in report.loaded):
-        model.copy_projector()
     return model
 
 

@@ -8,8 +8,9 @@ As CoPE-VideoLM has it (arXiv 2602.13191; digest in FACTS section 1). What it do
 
 - A branch's transformer is queries that attend to one another and to the grid (cross-attention), so that its
   cost is linear in the grid's size: at 384 x 384, 576 blocks and 576 cells of the residual map.
-- Vectors go in as sign(v) log(1 + |v|), v in pixels: a quarter pixel and a hundred are both within reach, at
-  any frame size. Whether a block is intra is a third input: its vector, 0, then means nothing.
+- Vectors go in as tanh(v / scale) at scales of half a pixel to 32: a code in which lengths differ by pattern,
+  not by size alone, from a quarter pixel to a hundred, at any frame size. Whether a block is intra is one
+  more input: its vector, 0, then means nothing.
 - ResNet-18 is cut after its third stage (1/16 of the frame, the size of a block of the motion grid), and sees
   the residual as the difference of two ImageNet-normalized RGB pictures, so that ImageNet's weights fit it.
 - Its batch norms see only frames that are there: padding does not enter their statistics.
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 _RGB_OF_YUV = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOTION_SCALES_PX = (0.5, 2.0, 8.0, 32.0)
 MIN_TOKENS, MAX_TOKENS = 2, 32
 
 
@@ -147,6 +149,7 @@ class Summary(nn.Module):
     def __init__(self, config: DeltaEncoderConfig, num_queries: int) -> None:
         super().__init__()
         self.queries_QD = nn.Parameter(torch.randn(num_queries, config.width) * config.width**-0.5)
+        self.cell_norm = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(
             Block(config.width, config.num_heads, has_context=True) for _ in range(config.num_layers)
         )
@@ -158,8 +161,7 @@ class Summary(nn.Module):
         positions_SD = frame_positions(
             *grid, cells_FSD.shape[-1], device=cells_FSD.device, dtype=cells_FSD.dtype
         )
-        # Not normalized: how long a vector is, and how strong a residual, is what there is to learn.
-        cells_FSD = cells_FSD + positions_SD
+        cells_FSD = self.cell_norm(cells_FSD) + positions_SD
         tokens_FQD = self.queries_QD.expand(len(cells_FSD), -1, -1)
         for block in self.blocks:
             tokens_FQD = block(tokens_FQD, cells_FSD)
@@ -171,16 +173,18 @@ class MotionBranch(nn.Module):
 
     def __init__(self, config: DeltaEncoderConfig) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(3, config.width), nn.GELU(), nn.Linear(config.width, config.width))
+        num_inputs = 2 * len(_MOTION_SCALES_PX) + 1
+        self.mlp = nn.Sequential(
+            nn.Linear(num_inputs, config.width), nn.GELU(), nn.Linear(config.width, config.width)
+        )
         self.summary = Summary(config, config.motion_tokens)
-        # The first layer keeps torch's biases: without any, the MLP would only scale with a vector's length.
-        init_linear(self.mlp[2])
-        init_linear(self.summary)
+        # Biases of zero: a block at rest is nothing but its place, and what moves stands out against it.
+        init_linear(self)
 
     def forward(self, motion_px_FCHW: torch.Tensor, intra_FHW: torch.Tensor) -> torch.Tensor:
-        motion_FCHW = motion_px_FCHW.sign() * motion_px_FCHW.abs().log1p()
-        cells_FSC = torch.cat((motion_FCHW, intra_FHW[:, None].to(motion_FCHW.dtype)), dim=1)
-        cells_FSC = cells_FSC.flatten(2).transpose(1, 2)  # [F, 3, Hb, Wb] -> [F, Hb * Wb, 3]
+        coded_FCHW = torch.cat([(motion_px_FCHW / scale).tanh() for scale in _MOTION_SCALES_PX], dim=1)
+        cells_FSC = torch.cat((coded_FCHW, intra_FHW[:, None].to(coded_FCHW.dtype)), dim=1)
+        cells_FSC = cells_FSC.flatten(2).transpose(1, 2)  # [F, C, Hb, Wb] -> [F, Hb * Wb, C]
         height, width = intra_FHW.shape[-2:]
         return self.summary(self.mlp(cells_FSC), (height, width))
 

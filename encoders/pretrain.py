@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cope_prep.encoders.alignment import AlignmentConfig, AlignmentModel
+from cope_prep.encoders.alignment import AlignmentConfig, AlignmentModel, patch_error
 from cope_prep.encoders.build import TowerConfig, build_tower
 from cope_prep.encoders.data import DataConfig
 from cope_prep.encoders.delta_encoder import DeltaEncoderConfig
@@ -95,11 +95,10 @@ class PretrainTask(Task):
 
     def baselines(self, prepared: Prepared) -> dict[str, float]:
         inputs = prepared.inputs
-        return self.model.baselines(
-            reference_FMD=inputs["reference_FMD"],
-            target_FMD=inputs["target_FMD"],
-            num_tokens=self.config.delta_encoder.num_tokens,
-        )
+        copied = patch_error(inputs["reference_FMD"], inputs["target_FMD"])
+        # Through forward: what FSDP2 has sharded is whole there only.
+        without = self.model(**inputs, has_delta=False).loss_sum
+        return {"copy_reference": float(copied), "zero_delta": float(without)}
 
     def evaluate(self, device: torch.device) -> dict[str, float]:
         if self.eval_dataset is None:

@@ -4,9 +4,9 @@
     Δ        -> Δ-encoder -> Δ-projector ────────────────────────────┴ one table of features -> rows at <image>
     text     -> embedding ───────────────────────────────────────────> sequence -> language model
 
-A GOP that several questions share is encoded once. The Δ-projector has the projector's shape, and starts as
-its copy: stage 1 leaves the Δ-tokens beside the tower's tokens, and this is the map that the language model
-knows for those.
+A GOP that several questions share is encoded once. The Δ-projector has the projector's shape behind a norm, and
+weights of its own: copied from the projector it would be blind at first, because a tower's tokens are ten times
+the size of Δ-tokens or more, and the projector's hidden layer then sees little but its biases.
 """
 
 from __future__ import annotations
@@ -59,13 +59,10 @@ class VideoLM(nn.Module):
         self.language_model = language_model
         width = language_model.config.hidden_size
         self.projector = _projector(vision_tower.width, width)
-        self.delta_projector = _projector(vision_tower.width, width)
+        self.delta_projector = nn.Sequential(
+            nn.LayerNorm(vision_tower.width), *_projector(vision_tower.width, width)
+        )
         self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.copy_projector()
-
-    def copy_projector(self) -> None:
-        """Start the Δ-projector as a copy of the projector."""
-        self.delta_projector.load_state_dict(self.projector.state_dict())
 
     def features(self, gops: DeviceGops, *, delta: DeltaMode = "given") -> torch.Tensor:
         """Rows [F, D] of all features of a batch: pictures [B, K, T], Δ [B, P, N], then the newline."""
@@ -92,12 +89,29 @@ class VideoLM(nn.Module):
         is_visual_RL1 = (sequences.visual_index >= 0)[..., None]
         return torch.where(is_visual_RL1, flat_FD[sequences.visual_index.clamp(min=0)], text_RLD)
 
-    def forward(self, *, gops: DeviceGops, sequences: SequenceBatch, is_packed: bool = False) -> StepLoss:
-        """Cross-entropy summed over the answers' tokens; metrics: how many of them are predicted right."""
-        logits_AV, labels_A, _ = self.answer_logits(gops, sequences, is_packed=is_packed)
+    def forward(
+        self,
+        *,
+        gops: DeviceGops,
+        sequences: SequenceBatch,
+        is_packed: bool = False,
+        delta: DeltaMode = "given",
+        num_questions: int | None = None,
+    ) -> StepLoss:
+        """Cross-entropy summed over the answers' tokens; metrics: how many of them are predicted right.
+
+        With `num_questions`, of the batch, `num_wrong` [num_questions] too: wrong tokens of each one's answers.
+        """
+        logits_AV, labels_A, question_A = self.answer_logits(
+            gops, sequences, is_packed=is_packed, delta=delta
+        )
         loss = F.cross_entropy(logits_AV.float(), labels_A, reduction="sum")
-        right = (logits_AV.argmax(dim=-1) == labels_A).sum()
-        return StepLoss(loss_sum=loss, metrics={"token_accuracy": right.detach().float()})
+        is_wrong_A = (logits_AV.argmax(dim=-1) != labels_A).float()
+        metrics = {"token_accuracy": len(labels_A) - is_wrong_A.sum()}
+        if num_questions is not None:
+            none_Q = is_wrong_A.new_zeros(num_questions)
+            metrics["num_wrong"] = none_Q.index_add(0, question_A.long(), is_wrong_A)
+        return StepLoss(loss_sum=loss, metrics=metrics)
 
     def answer_logits(
         self,

@@ -26,13 +26,15 @@ from pathlib import Path
 
 import av
 import numpy as np
-from questions import ask, conversation_record, single_records
+from questions import ask, ask_still, conversation_record, single_records
 from render import SIDE_PX, frames, make_look
 from scenes import FPS, NUM_FRAMES, WINDOW, plan_script
 
 SPLITS = ("train", "test")
 SUBSET = "0_30_s_academic_v0_1"
 QUESTION_FILE = f"{SUBSET}/0_30_s_academic_oe_v0_1_qa_processed.json"
+STILL_FILE = f"{SUBSET}/0_30_s_academic_mc_v0_1_qa_processed.json"
+"""Of the training split alone: the controls, for a model that is to see pictures before it sees Δ."""
 VIDEO_FOLDER = "academic_source/motion"
 _SOURCE_OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "3", "threads": "1", "mbtree": "0"}
 QUALITY = 20
@@ -66,21 +68,26 @@ def make_sources(folder: Path, *, num_train: int, num_test: int, seed: int, proc
         # Spawned: forking a process in which libraries have threads may hang.
         with multiprocessing.get_context("spawn").Pool(processes) as pool:
             batches = pool.map(make, range(count), chunksize=16)
-        records = [record for batch in batches for record in batch]
-        _publish(root / QUESTION_FILE, json.dumps(records, indent=1).encode())
+        for file in (QUESTION_FILE, STILL_FILE):
+            if records := [record for batch in batches for record in batch[file]]:
+                _publish(root / file, json.dumps(records, indent=1).encode())
 
 
-def _make_video(index: int, *, root: Path, split: str, seed: int) -> list[dict[str, object]]:
-    """Write one video, if it is not there; its records."""
+def _make_video(index: int, *, root: Path, split: str, seed: int) -> dict[str, list[dict[str, object]]]:
+    """Write one video, if it is not there; its records for each question file."""
     script = plan_script(index, split=split, seed=seed)
     look = make_look(index, split=split, seed=seed)
     name = video_id(split, index)
     if not (root / name).exists():
         write_video(root / name, frames(look, script))
     questions = ask(script, look, index=index, split=split, seed=seed)
-    if split == "train":
-        return [conversation_record(questions, video=name, number=index)]
-    return single_records(questions, video=name, number=index)
+    if split != "train":
+        return {QUESTION_FILE: single_records(questions, video=name, number=index), STILL_FILE: []}
+    still = ask_still(look, index=index, split=split, seed=seed)
+    return {
+        QUESTION_FILE: [conversation_record(questions, video=name, number=index)],
+        STILL_FILE: [conversation_record(still, video=name, number=index, data_source="still_train")],
+    }
 
 
 def write_video(path: Path, pictures: Iterable[np.ndarray]) -> None:

@@ -1,7 +1,6 @@
 """The questions about a scene, and the records of a question file in the manner of LLaVA-Video-178K.
 
-Types about motion are those of scenes.FACTORS. Their controls are about what the I-frame shows: `colour` and
-`shape`. A type has several phrasings, drawn independently of the answer. Which questions are asked depends on the
+Types about motion are those of scenes.FACTORS. Their control is about what the I-frame shows: `colour`. A type has several phrasings, drawn independently of the answer. Which questions are asked depends on the
 kind of script alone, so the set of questions tells nothing that the kind does not.
 """
 
@@ -10,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from render import COLOURS, SHAPES, Look
+from render import COLOURS, Look
 from scenes import FACTORS, Script, generator
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -53,15 +52,13 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "What moved, the camera or an object?",
         "Was it the camera or an object that moved?",
     ),
-    "colour": ("What colour is the object on the {side}?", "Which colour does the {side} object have?"),
-    "shape": ("What shape is the object on the {side}?", "Which shape does the {side} object have?"),
+    "colour": ("What colour are the objects?", "Which colour do the two objects have?"),
 }
 MOTION_TYPES = tuple(dict.fromkeys(name for factors in FACTORS.values() for name in factors))
-CONTROL_TYPES = ("colour", "shape")
+CONTROL_TYPES = ("colour",)
 ANSWERS: dict[str, tuple[str, ...]] = {
     **{name: answers for factors in FACTORS.values() for name, answers in factors.items()},
     "colour": tuple(COLOURS),
-    "shape": SHAPES,
 }
 """Question type -> its answers; all are equally frequent, so chance is one over their number."""
 
@@ -88,9 +85,22 @@ def ask(script: Script, look: Look, *, index: int, split: str, seed: int) -> lis
         text = PHRASINGS[name][rng.integers(len(PHRASINGS[name]))]
         questions.append(Question(type=name, text=text, answer=answer))
     for name in CONTROL_TYPES:
-        side = ("left", "right")[rng.integers(2)]
-        text = PHRASINGS[name][rng.integers(len(PHRASINGS[name]))].format(side=side)
-        questions.append(Question(type=name, text=text, answer=getattr(look.objects[side], name)))
+        text = PHRASINGS[name][rng.integers(len(PHRASINGS[name]))]
+        questions.append(Question(type=name, text=text, answer=getattr(look, name)))
+    return [questions[place] for place in rng.permutation(len(questions))]
+
+
+def ask_still(look: Look, *, index: int, split: str, seed: int) -> list[Question]:
+    """Every control about a video, in random order: what its I-frame shows."""
+    rng = generator(seed, split, index, "still questions")
+    questions = [
+        Question(
+            type=name,
+            text=PHRASINGS[name][rng.integers(len(PHRASINGS[name]))],
+            answer=getattr(look, name),
+        )
+        for name in CONTROL_TYPES
+    ]
     return [questions[place] for place in rng.permutation(len(questions))]
 
 
@@ -103,9 +113,11 @@ def type_of(text: str) -> str:
     return _TYPE_OF_TEXT[text.removeprefix("<image>\n")]
 
 
-def conversation_record(questions: list[Question], *, video: str, number: int) -> dict[str, Any]:
+def conversation_record(
+    questions: list[Question], *, video: str, number: int, data_source: str = "motion_train"
+) -> dict[str, Any]:
     """One record with all questions of a video, as in training."""
-    return _record(questions, video=video, name=f"motion-{number:05d}", data_source="motion_train")
+    return _record(questions, video=video, name=f"motion-{number:05d}", data_source=data_source)
 
 
 def single_records(questions: list[Question], *, video: str, number: int) -> list[dict[str, Any]]:
@@ -127,9 +139,4 @@ def _record(questions: list[Question], *, video: str, name: str, data_source: st
     return {"id": name, "data_source": data_source, "video": video, "conversations": turns}
 
 
-_TYPE_OF_TEXT = {
-    phrasing.format(side=side): name
-    for name, phrasings in PHRASINGS.items()
-    for phrasing in phrasings
-    for side in ("left", "right")
-}
+_TYPE_OF_TEXT = {phrasing: name for name, phrasings in PHRASINGS.items() for phrasing in phrasings}

@@ -1,6 +1,6 @@
 """The models and runs of the motion benchmark: a tiny SigLIP and a tiny Qwen2, from nothing, in both stages.
 
-    base      all anchors as pictures (8 key frames), random weights: what LLaVA-Video is to the paper
+    base      pictures alone, questions about what they show, random weights: what LLaVA-Video is to the paper
     stage1    the base's tower, frozen, gives the targets for a Δ-encoder
     stage2    from the base, with key frames and Δ-tokens
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from make_data import QUESTION_FILE, STILL_FILE
 from render import SIDE_PX
 from scenes import FPS, NUM_FRAMES, WINDOW
 from tokenizer import make_tokenizer, vocabulary
@@ -80,6 +81,8 @@ def write_models(folder: Path) -> None:
     for name, values in (("siglip", tower), ("qwen2", language_model)):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text(json.dumps(values, indent=1))
+    for name, file in (("still", STILL_FILE), ("all", QUESTION_FILE)):
+        (folder / f"{name}.yaml").write_text(f"datasets:\n  - json_path: {file}\n")
     # Not beside the language model's config.json: AutoTokenizer would then take it for Qwen2's own kind.
     make_tokenizer(folder / "tokenizer")
 
@@ -149,7 +152,12 @@ def finetune_config(
                 "vision_tower": {"lr_scale": 1.0 if is_base else 0.2},
                 "delta": {"train": not is_base},
             },
-            "data": {"dataset": str(data / "train"), "expect": geometry, "seed": seed},
+            "data": {
+                "dataset": str(data / "train"),
+                "questions_mix": str(folder / ("still.yaml" if is_base else "all.yaml")),
+                "expect": geometry,
+                "seed": seed,
+            },
             "eval_data": {"dataset": str(data / "test"), "expect": geometry},
             "eval_batches": sizes.num_eval_batches,
             "eval_batch_size": 32,

@@ -28,8 +28,6 @@ _NUM_NOISES = 8
 class Object:
     """One object as it looks, and where it begins."""
 
-    colour: str
-    shape: str
     centre_px: tuple[float, float]
     sprite: np.ndarray
     """float32 [48, 48, 4]: RGB in grey levels, multiplied by alpha, and alpha in 0 to 1; the border is empty."""
@@ -39,6 +37,8 @@ class Object:
 class Look:
     """What a scene looks like."""
 
+    colour: str
+    """Of both objects: a control is to be answered by seeing, and binding sides to looks takes long to learn."""
     background: np.ndarray
     """float32 [SIDE + 2 MARGIN, SIDE + 2 MARGIN, 3], grey levels."""
     objects: dict[str, Object]
@@ -49,9 +49,14 @@ class Look:
 def make_look(index: int, *, split: str, seed: int) -> Look:
     """The looks of a split's video; they do not depend on its script."""
     rng = generator(seed, split, index, "look")
+    colour, shape = str(rng.choice(tuple(COLOURS))), str(rng.choice(SHAPES))
     return Look(
+        colour=colour,
         background=_background(rng),
-        objects={"left": _object(rng, centre_x=36), "right": _object(rng, centre_x=92)},
+        objects={
+            "left": _object(rng, colour, shape, centre_x=36),
+            "right": _object(rng, colour, shape, centre_x=92),
+        },
         noise_seed=int(rng.integers(1 << 31)),
     )
 
@@ -152,8 +157,7 @@ def _soft_region(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: i
     return np.clip(distance / softness + 0.5, 0, 1)
 
 
-def _object(rng: np.random.Generator, *, centre_x: float) -> Object:
-    colour, shape = str(rng.choice(tuple(COLOURS))), str(rng.choice(SHAPES))
+def _object(rng: np.random.Generator, colour: str, shape: str, *, centre_x: float) -> Object:
     centre = centre_x + rng.uniform(-6, 6), SIDE_PX / 2 + rng.uniform(-16, 16)
     axis = np.arange(_SPRITE_PX, dtype=np.float32) + 0.5 - _SPRITE_PX / 2
     x, y = axis[None, :], axis[:, None]
@@ -162,7 +166,7 @@ def _object(rng: np.random.Generator, *, centre_x: float) -> Object:
     shade += 0.05 * _pink_noise(rng, _SPRITE_PX, exponent=0.8)
     rgb = (shade[:, :, None] * np.array(COLOURS[colour], np.float32)).clip(0, 255)
     sprite = np.concatenate([rgb * alpha[:, :, None], alpha[:, :, None]], axis=2)
-    return Object(colour=colour, shape=shape, centre_px=centre, sprite=sprite.astype(np.float32))
+    return Object(centre_px=centre, sprite=sprite.astype(np.float32))
 
 
 def _inside_px(shape: str, x: np.ndarray, y: np.ndarray, *, radius: float) -> np.ndarray:

@@ -32,7 +32,7 @@ def vocabulary() -> list[str]:
     """All tokens, special ones first."""
     texts = [*_FRAME_TEXTS, "0123456789"]
     for name, phrasings in PHRASINGS.items():
-        texts += [phrasing.format(side=side) for phrasing in phrasings for side in ("left", "right")]
+        texts += phrasings
         texts += ANSWERS[name]
     words = dict.fromkeys(piece for text in texts for piece in re.findall(_PIECE, text))
     return [END_OF_TEXT, TURN_BEGINS, TURN_ENDS, _UNKNOWN, *words]

@@ -31,10 +31,11 @@ def load_pretrained(kind: type[ModelT], folder: str | Path, *, may_miss: tuple[s
         ConfigurationError: no such folder, another architecture, or weights that are not there.
         FormatError: a damaged file.
     """
+    assert kind.config_class is not None
     config = load_config(kind.config_class, folder)
     try:
         # The configuration is given, so that what model_type says has been looked at.
-        model, found = kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             str(folder), config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True
         )
     except SafetensorError as exc:
@@ -43,6 +44,7 @@ def load_pretrained(kind: type[ModelT], folder: str | Path, *, may_miss: tuple[s
         raise ConfigurationError(
             str(folder), f"is no {kind.__name__} that transformers can load: {' '.join(str(exc).split())}"
         ) from exc
+    model, found = loaded
     missing = sorted(name for name in found["missing_keys"] if not name.startswith(may_miss))
     if missing:
         raise ConfigurationError(

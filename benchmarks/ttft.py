@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -177,20 +176,26 @@ def _evict(path: Path) -> None:
         os.close(descriptor)
 
 
+def _resident_bytes(field: str) -> int:
+    """Of this process, now (VmRSS) or at most (VmHWM). getrusage's peak may be its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and print, or be the process whose memory is measured."""
     arguments = parse(argv)
     torch.set_num_threads(1)
     contestant = Contestant(arguments)
     if arguments.child:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _resident_bytes("VmRSS")
         contestant.answer(arguments.child)
-        print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+        print(_resident_bytes("VmHWM") - before)
         return
     rounds = measure(contestant, arguments)
     memory = {density: rounds[density][0].peak_bytes for density in DENSITIES}
     if contestant.device.type == "cpu" and not arguments.no_memory:
-        memory = {density: _peak_of_child(density, arguments) for density in DENSITIES}
+        memory = {density: peak_of_child(density, arguments) for density in DENSITIES}
     flops = {name: count_flops(SIZES[name]) for name in dict.fromkeys((arguments.size, "7b"))}
     rows = {
         str(density): _row(rounds, density, memory[density], flops, num_gops=arguments.seconds // NUM_ANCHORS)
@@ -250,7 +255,8 @@ def measure(contestant: Contestant, arguments: argparse.Namespace) -> dict[int, 
     return rounds
 
 
-def _peak_of_child(density: int, arguments: argparse.Namespace) -> int:
+def peak_of_child(density: int, arguments: argparse.Namespace) -> int:
+    """Of a process that answers once, beyond what it held with the model made."""
     command = [
         *(sys.executable, __file__, "--child", str(density), "--size", arguments.size, "--device", "cpu"),
         *("--seconds", str(arguments.seconds), "--new-tokens", str(arguments.new_tokens)),

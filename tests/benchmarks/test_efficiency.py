@@ -57,6 +57,14 @@ def test_an_answer_has_the_length_that_is_asked_for_and_is_the_same_again(folder
     assert first.tokens == again.tokens
 
 
+def test_peak_memory_is_the_answering_process_own(folder: Path) -> None:
+    arguments = ttft.parse(
+        ["--size", "tiny", "--device", "cpu", "--seconds", "8", "--new-tokens", "2", "--folder", str(folder)]
+    )
+    # This process holds more than that: a peak that a child inherits would leave nothing, or give ours.
+    assert 0 < ttft.peak_of_child(1, arguments) < 1 << 30
+
+
 def test_video_is_a_whole_number_of_gops_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         ttft.parse(["--seconds", "60"])

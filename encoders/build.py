@@ -34,6 +34,15 @@ from cope_prep.schemas.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
+Part = Literal["vision_tower", "projector", "delta", "language_model"]
+PARTS: dict[Part, tuple[str, ...]] = {
+    "vision_tower": ("vision_tower.",),
+    "projector": ("projector.", "image_newline"),
+    "delta": ("delta_encoder.", "delta_projector."),
+    "language_model": ("language_model.",),
+}
+"""Parts of a VideoLM: what the names of their parameters begin with."""
+
 
 class TowerConfig(Settings):
     """A vision tower alone, for stage 1. Give one of the two."""
@@ -81,8 +90,8 @@ class ModelConfig(Settings):
     """Run of stage 1, or one of its checkpoints, to take the Δ-encoder from."""
     start_from: str | None = None
     """Fine-tuning run of ours, or one of its checkpoints, to take the weights from."""
-    start_without_delta: bool = False
-    """Of `start_from`, take all but the Δ-encoder and its projector."""
+    start_parts: tuple[Part, ...] = tuple(PARTS)
+    """What of `start_from` is taken; the rest begins as it would without."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -91,8 +100,8 @@ class ModelConfig(Settings):
             raise ValueError("give llava, or siglip and qwen2")
         if self.llava is not None and self.weights == "random":
             raise ValueError("weights = 'random' goes with siglip and qwen2")
-        if self.start_without_delta and self.start_from is None:
-            raise ValueError("start_without_delta goes with start_from")
+        if self.start_parts != tuple(PARTS) and self.start_from is None:
+            raise ValueError("start_parts goes with start_from")
         return self
 
 
@@ -128,7 +137,8 @@ def build_video_lm(config: ModelConfig) -> VideoLM:
     else:
         model = _from_parts(config)
     if config.start_from is not None:
-        skip = ("delta_encoder.", "delta_projector.") if config.start_without_delta else ()
+        left_out = [part for part in PARTS if part not in config.start_parts]
+        skip = tuple(prefix for part in left_out for prefix in PARTS[part])
         load_model_weights(model, config.start_from, skip=skip)
     if config.stage1 is not None:
         load_model_weights(model.delta_encoder, config.stage1, prefix="delta_encoder.")

@@ -14,6 +14,9 @@ As CoPE-VideoLM has it (arXiv 2602.13191; digest in FACTS section 1). What it do
 - ResNet-18 is cut after its third stage (1/16 of the frame, the size of a block of the motion grid), and sees
   the residual as the difference of two ImageNet-normalized RGB pictures, so that ImageNet's weights fit it.
 - Its batch norms see only frames that are there: padding does not enter their statistics.
+- Tokens are differences from those of a frame in which nothing happens, which goes along with each batch: what is
+  still has Δ-tokens of exactly 0. Otherwise nearly all of a token is what all frames have in common (95 % of its
+  mean square, untrained and after stage 1 alike), and a language model needs long to see the rest.
 - Positions are shares of the frame (attention.py): any grid and any frame size, together or one after the other.
 """
 
@@ -154,10 +157,10 @@ class Summary(nn.Module):
             Block(config.width, config.num_heads, has_context=True) for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(config.width)
-        self.out = nn.Linear(config.width, config.output_width)
+        self.out = nn.Linear(config.width, config.output_width, bias=False)
 
     def forward(self, cells_FSD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Cells of a grid, row by row -> tokens [F, Q, output_width]."""
+        """Cells of a grid, row by row -> tokens [F - 1, Q, output_width], less those of the last frame."""
         positions_SD = frame_positions(
             *grid, cells_FSD.shape[-1], device=cells_FSD.device, dtype=cells_FSD.dtype
         )
@@ -165,7 +168,8 @@ class Summary(nn.Module):
         tokens_FQD = self.queries_QD.expand(len(cells_FSD), -1, -1)
         for block in self.blocks:
             tokens_FQD = block(tokens_FQD, cells_FSD)
-        return self.out(self.norm(tokens_FQD))
+        tokens_FQD = self.out(self.norm(tokens_FQD))
+        return tokens_FQD[:-1] - tokens_FQD[-1:]
 
 
 class MotionBranch(nn.Module):
@@ -184,7 +188,7 @@ class MotionBranch(nn.Module):
     def forward(self, motion_px_FCHW: torch.Tensor, intra_FHW: torch.Tensor) -> torch.Tensor:
         coded_FCHW = torch.cat([(motion_px_FCHW / scale).tanh() for scale in _MOTION_SCALES_PX], dim=1)
         cells_FSC = torch.cat((coded_FCHW, intra_FHW[:, None].to(coded_FCHW.dtype)), dim=1)
-        cells_FSC = cells_FSC.flatten(2).transpose(1, 2)  # [F, C, Hb, Wb] -> [F, Hb * Wb, C]
+        cells_FSC = _with_rest(cells_FSC).flatten(2).transpose(1, 2)  # [F, C, Hb, Wb] -> [F, Hb * Wb, C]
         height, width = intra_FHW.shape[-2:]
         return self.summary(self.mlp(cells_FSC), (height, width))
 
@@ -208,9 +212,14 @@ class ResidualBranch(nn.Module):
         )
         yuv_FCHW = torch.cat((luma_FCHW, full_FCHW), dim=1)
         rgb_FCHW = torch.einsum("cd,ndhw->nchw", self.rgb_of_yuv.to(yuv_FCHW.dtype), yuv_FCHW)
-        map_FCHW = self.resnet(rgb_FCHW).last_hidden_state
+        map_FCHW = self.resnet(_with_rest(rgb_FCHW)).last_hidden_state
         height, width = map_FCHW.shape[-2:]
         return self.summary(self.narrow(map_FCHW.flatten(2).transpose(1, 2)), (height, width))
+
+
+def _with_rest(inputs_FCHW: torch.Tensor) -> torch.Tensor:
+    """With one more frame behind them, in which nothing happens: no vector, no residual."""
+    return torch.cat((inputs_FCHW, torch.zeros_like(inputs_FCHW[:1])))
 
 
 def _make_resnet(config: DeltaEncoderConfig) -> ResNetModel:

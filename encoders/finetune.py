@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from cope_prep.encoders.build import ModelConfig, build_tokenizer, build_video_lm
+from cope_prep.encoders.build import PARTS, ModelConfig, build_tokenizer, build_video_lm
 from cope_prep.encoders.chat import SYSTEM, encode_chat, video_prompt
 from cope_prep.encoders.data import DataConfig, geometry_values
 from cope_prep.encoders.engine import TrainingConfig
@@ -31,13 +31,6 @@ from cope_prep.encoders.video_lm import DeltaMode, VideoLM
 from cope_prep.pipeline.loader import QADataset, to_device
 from cope_prep.pipeline.loader.batch import PAD, GopBatch, QABatch
 from cope_prep.schemas.errors import ConfigurationError
-
-_PARTS = {
-    "vision_tower": ("vision_tower.",),
-    "projector": ("projector.", "image_newline"),
-    "delta": ("delta_encoder.", "delta_projector."),
-    "language_model": ("language_model.",),
-}
 
 
 class GroupConfig(Settings):
@@ -106,7 +99,7 @@ class FinetuneTask(Task):
 
     def _check_geometry(self) -> None:
         model = self.config.model
-        origins = [model.stage1, None if model.start_without_delta else model.start_from]
+        origins = [model.stage1, model.start_from if "delta" in model.start_parts else None]
         if not self.config.allow_other_geometry:
             for origin in filter(None, origins):
                 check_geometry(origin, geometry_values(self.dataset.geometry))
@@ -125,7 +118,7 @@ class FinetuneTask(Task):
     def _split_parameters(self) -> list[ParameterGroup]:
         groups = []
         named = dict(self.model.named_parameters())
-        for name, prefixes in _PARTS.items():
+        for name, prefixes in PARTS.items():
             chosen: GroupConfig = getattr(self.config.groups, name)
             parameters = {key: named.pop(key) for key in list(named) if key.startswith(prefixes)}
             for parameter in parameters.values():

@@ -41,6 +41,9 @@ class PretrainConfig(Settings):
     data: DataConfig
     windows_per_visit: int = 1
     """See docs/loader.md: more reads less, and mixes less."""
+    min_motion_px: float = 0.0
+    """Leave out windows whose vectors are shorter on average: where nothing moves there is only copying to learn.
+    They are read, and not computed; a batch is then as much smaller."""
     eval_data: DataConfig | None = None
     """Held-out shards."""
     eval_batches: int = 50
@@ -78,7 +81,11 @@ class PretrainTask(Task):
         assert isinstance(batch, GopBatch)
         self.tower.to(device)
         gops = to_device(batch, device)
-        (rows,) = (gops.batch.picture_mask.all(dim=1) & gops.batch.delta_mask[:, 0]).nonzero(as_tuple=True)
+        is_used = gops.batch.picture_mask.all(dim=1) & gops.batch.delta_mask[:, 0]
+        if self.config.min_motion_px > 0:
+            length_px = gops.motion_px[:, 0].norm(dim=1).mean(dim=(1, 2))
+            is_used &= length_px >= self.config.min_motion_px
+        (rows,) = is_used.nonzero(as_tuple=True)
         tokens = self.tower(gops.rgb[rows].flatten(0, 1)).unflatten(0, (len(rows), 2))  # [F, 2, M, D]
         inputs: dict[str, Any] = {
             "delta": {

@@ -33,6 +33,7 @@ VARIANTS = (
     Variant(name="8 key frames", key_frames=8, has_delta=False, has_stage1=False),
     Variant(name="motion only", motion_tokens=8, residual_tokens=0),
     Variant(name="residual only", motion_tokens=0, residual_tokens=8),
+    Variant(name="residual only, without stage 1", motion_tokens=0, residual_tokens=8, has_stage1=False),
     Variant(name="I-frames only, same tokens", key_frames=4, has_delta=False, has_stage1=False),
 )
 """Rows of the table. I-frames only: 4 pictures are 80 tokens, 1 picture and 7 Δ are 76."""
@@ -52,7 +53,7 @@ class Run:
     @property
     def name(self) -> str:
         if self.stage == "base":
-            return f"base-{self.seed}"
+            return "base"
         if self.stage == "stage1":
             return f"stage1-m{self.variant.motion_tokens}-r{self.variant.residual_tokens}-{self.seed}"
         text = "".join(c if c.isalnum() else "-" for c in self.variant.name.replace("Δ", "delta"))
@@ -60,21 +61,24 @@ class Run:
 
 
 def plan(variants: tuple[Variant, ...], seeds: int) -> list[Run]:
-    """All runs, each behind those that it needs; what several variants share is there once."""
-    runs: dict[str, Run] = {}
+    """All runs, seed by seed, each behind those that it needs; what several variants share is there once.
+
+    All begin from one base, as the paper's begin from LLaVA-Video. Stage 1 is done anew for each seed of the main
+    Δ-encoder, and once for those of another shape.
+    """
+    base = Run(stage="base", variant=Variant(name="base", has_delta=False), seed=0)
+    runs = {base.name: base}
     for seed in range(seeds):
         for variant in variants:
-            base = Run(stage="base", variant=Variant(name="base", has_delta=False), seed=seed)
-            runs.setdefault(base.name, base)
             needs = [base.name]
             if variant.has_stage1:
-                stage1 = Run(stage="stage1", variant=variant, seed=seed, needs=(base.name,))
+                is_main = (variant.motion_tokens, variant.residual_tokens) == (4, 4)
+                stage1 = Run(stage="stage1", variant=variant, seed=seed if is_main else 0, needs=(base.name,))
                 runs.setdefault(stage1.name, stage1)
                 needs.append(stage1.name)
             run = Run(stage="stage2", variant=variant, seed=seed, needs=tuple(needs))
             runs[run.name] = run
-    order: tuple[Stage, ...] = ("base", "stage1", "stage2")
-    return sorted(runs.values(), key=lambda run: (order.index(run.stage), run.seed))
+    return list(runs.values())
 
 
 def run_all(
@@ -151,7 +155,7 @@ def train_and_score(run: Run, folder: Path, data: Path, sizes: Sizes) -> dict[st
         if run.stage == "stage1":
             score["given"] = task.evaluate(device)
         else:
-            modes = ("given", "zero", "swap") if run.variant.has_delta else ("given",)
+            modes = ("given", "zero", "swap") if run.variant == MAIN else ("given",)
             for mode in modes:
                 score[mode] = _grouped(task.accuracies(device, delta=mode, num_batches=10**9))
     part = out / f".{_SCORE}.{os.getpid()}"

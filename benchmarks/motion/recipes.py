@@ -31,11 +31,11 @@ LM_WIDTH = 96
 class Sizes:
     """How long the runs are."""
 
-    base_steps: int = 1500
+    base_steps: int = 250
     stage1_steps: int = 300
-    stage2_steps: int = 300
+    stage2_steps: int = 320
     batch_size: int = 16
-    eval_every: int = 25
+    eval_every: int = 40
     """Steps of stage 2."""
     num_eval_batches: int = 8
     """Of 32 questions, while training goes on; the score is taken on all."""
@@ -99,12 +99,14 @@ def delta_encoder(variant: Variant) -> dict[str, Any]:
     }
 
 
-def training(*, steps: int, batch_size: int, seed: int, report_every: int) -> dict[str, Any]:
+def training(
+    *, steps: int, batch_size: int, seed: int, report_every: int, lr: float = 2e-3
+) -> dict[str, Any]:
     return {
         "max_steps": steps,
         "batch_size": batch_size,
         "micro_batch_size": batch_size,
-        "lr": 2e-3,
+        "lr": lr,
         "weight_decay": 0.01,
         "warmup_steps": min(50, steps // 5),
         "precision": "fp32",
@@ -146,7 +148,7 @@ def finetune_config(
                 "delta_encoder": delta_encoder(variant),
                 "stage1": stage1 and str(stage1),
                 "start_from": base and str(base),
-                "start_without_delta": not is_base,
+                **({} if is_base else {"start_parts": ("vision_tower", "projector")}),
             },
             "groups": {
                 "vision_tower": {"lr_scale": 1.0 if is_base else 0.2},
@@ -184,14 +186,16 @@ def pretrain_config(
             "delta_encoder": delta_encoder(variant),
             "alignment": {"width": 96, "num_heads": 4, "reference_layers": 1, "warp_layers": 2},
             "data": {"dataset": str(data / "train"), "seed": seed},
-            "windows_per_visit": 2,
+            "windows_per_visit": 7,
+            "min_motion_px": 0.05,
             "eval_data": {"dataset": str(data / "test")},
             "eval_batches": 10,
             "training": training(
                 steps=sizes.stage1_steps,
-                batch_size=2 * sizes.batch_size,
+                batch_size=98,
                 seed=seed,
                 report_every=sizes.stage1_steps,
+                lr=3e-3,
             ),
         }
     )

@@ -116,7 +116,11 @@ def test_run_of_ours_with_and_without_its_delta_parts(models: Path, tmp_path: Pa
     for start in (run, run / "checkpoints" / "step-00000002"):
         model = build_video_lm(small_models.model_config(models, start_from=str(start)))
         assert_same(model, trained)
-    other = build_video_lm(small_models.model_config(models, start_from=str(run), start_without_delta=True))
+    other = build_video_lm(
+        small_models.model_config(
+            models, start_from=str(run), start_parts=("vision_tower", "projector", "language_model")
+        )
+    )
     for part in ("vision_tower.", "projector.", "language_model.", "image_newline"):
         assert_same(other, trained, prefix=part)
     first = "motion.mlp.0.weight"
@@ -262,8 +266,8 @@ def test_wrong_tokenizers_fail(models: Path, tmp_path: Path) -> None:
         (ModelConfig, {"llava": "c", "weights": "random"}, "goes with siglip and qwen2"),
         (
             ModelConfig,
-            {"llava": "c", "start_without_delta": True},
-            "start_without_delta goes with start_from",
+            {"llava": "c", "start_parts": ("projector",)},
+            "start_parts goes with start_from",
         ),
     ],
 )

@@ -2,12 +2,14 @@
 
     python benchmarks/motion_bench.py [FOLDER] [--quick] [--seeds N] [--processes N]      (make motion-bench)
 
-Videos are generated and encoded as ordinary files, and go the whole way: manifest -> reencode -> extract -> shard ->
-loader -> stage 1 -> stage 2 -> evaluation, with a tiny tower and language model that are trained from nothing.
-motion/scenes.py says what happens in them, motion/questions.py what is asked, motion/recipes.py how is trained.
+Videos are generated and encoded as ordinary files, and go the whole way: manifest -> reencode -> extract ->
+shard -> loader -> stage 1 -> stage 2 -> evaluation, with a tiny tower and language model that are trained
+from nothing. motion/scenes.py says what happens in them, motion/questions.py what is asked, motion/recipes.py
+how is trained.
 
-Accuracies are exact matches on held-out videos; `motion` and `still` are means over types of questions, `chance` is the
-mean of one over the number of answers. FOLDER keeps everything, and the same command goes on where it was stopped.
+Accuracies are exact matches on held-out videos; `motion` and `still` are means over types of questions,
+`chance` is the mean of one over the number of answers. FOLDER keeps everything, and the same command goes on
+where it was stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The questions about a scene, and the records of a question file in the manner of LLaVA-Video-178K.
 
-Types about motion are those of scenes.FACTORS. Their control is about what the I-frame shows: `colour`. A type has several phrasings, drawn independently of the answer. Which questions are asked depends on the
-kind of script alone, so the set of questions tells nothing that the kind does not.
+Types about motion are those of scenes.FACTORS. Their control is about what the I-frame shows: `colour`. A type has
+several phrasings, drawn independently of the answer. Which questions are asked depends on the kind of script alone,
+so the set of questions tells nothing that the kind does not.
 """
 
 from __future__ import annotations

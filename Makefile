@@ -1,6 +1,6 @@
 # The README's two commands are `make demo` and `make test`. Each makes .venv if it is not there.
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench motion-bench clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,5 +40,10 @@ bench: $(STAMP)
 	$(PIP) --no-deps "litdata==0.2.76" "mosaicml-streaming==0.13.0"
 	$(BIN)/python benchmarks/run_all.py
 
+# Generated videos, the whole path, a tiny model from nothing: does it learn from Δ-tokens what only motion tells?
+# QUICK=1 for two rows in a few minutes. It goes on where it was stopped.
+motion-bench: $(STAMP)
+	$(BIN)/python benchmarks/motion_bench.py motion-bench$(if $(QUICK),-quick --quick)
+
 clean:
-	rm -rf $(VENV) demo-dataset build dist *.egg-info
+	rm -rf $(VENV) demo-dataset motion-bench motion-bench-quick build dist *.egg-info

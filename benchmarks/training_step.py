@@ -15,8 +15,9 @@ of `--log-every`; that is in its time, and not in its FLOPs.)
 
 FLOPs of a sample, forward and backward of what trains and forward of what is frozen, are counted once on the device
 (torch.utils.flop_counter), without what activation checkpointing computes again; causal attention counts in full,
-as is usual. Utilization is against the GPU's dense bf16 peak. On one GPU the 7b trains its Δ parts and projector
-only (`--train delta`): AdamW in float32 over all of it takes 128 GB.
+as is usual, and on a CPU, whose kernel the counter does not know, not at all. Utilization is against the GPU's
+dense bf16 peak. On one GPU the 7b trains its Δ parts and projector only (`--train delta`): AdamW in float32 over
+all of it takes 128 GB.
 """
 
 from __future__ import annotations
@@ -140,6 +141,8 @@ def bench(task_name: str, arguments: argparse.Namespace, run: Path) -> dict[str,
         task = FinetuneTask(config) if task_name == "finetune" else PretrainTask(config)
         counted["loader_alone_per_s"] = loader_alone(loader_of(task), seconds=arguments.loader_seconds)
         counted["flops_per_sample"] = count_flops(task, loader_of(task), config)
+        if arguments.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         return task
 
     config = config_of(task_name, arguments, run)
@@ -161,7 +164,8 @@ def bench(task_name: str, arguments: argparse.Namespace, run: Path) -> dict[str,
         "loader_share": spread(shares),
         "samples_per_s": spread(rates),
         "step_s": spread([config.training.batch_size / rate for rate in rates]),
-        "peak_memory_gb": round(max(line["peak_memory_gb"] for line in kept), 3),
+        # On a CPU the peak is the process's, of all that it did before.
+        "peak_memory_gb": round(kept[-1]["peak_memory_gb"], 3) if arguments.device == "cuda" else None,
         "loader_alone_samples_per_s": round(counted["loader_alone_per_s"], 2),
         "loader_alone_over_training": round(counted["loader_alone_per_s"] / statistics.median(rates), 2),
         "gflops_a_sample": round(counted["flops_per_sample"] / 1e9, 3),
@@ -316,12 +320,12 @@ def described(task_name: str, found: dict[str, Any]) -> str:
         f" {step['median']:.3f} s a step",
         f"   loader alone, one process: {found['loader_alone_samples_per_s']:.1f} samples/s,"
         f" {found['loader_alone_over_training']:.1f} x the training",
-        f"   {found['gflops_a_sample']:.1f} GFLOPs a sample, peak memory {found['peak_memory_gb']:.2f} GB",
+        f"   {found['gflops_a_sample']:.1f} GFLOPs a sample",
     ]
     if "tflops_a_gpu" in found:
         used = found["model_flops_utilization"]
         lines.append(
-            f"   {found['tflops_a_gpu']:.1f} TFLOP/s a GPU, "
+            f"   peak memory {found['peak_memory_gb']:.2f} GB, {found['tflops_a_gpu']:.1f} TFLOP/s a GPU, "
             + (
                 "peak unknown: give --peak-tflops"
                 if used is None

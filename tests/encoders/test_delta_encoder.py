@@ -102,6 +102,18 @@ def test_intra_and_place_of_motion_are_seen() -> None:
     assert (low - right)[:, :, 2:].abs().max() > 1e-3
 
 
+def test_a_frame_in_which_nothing_happens_has_no_tokens() -> None:
+    """Zeros, whatever the others of its batch do: a Δ-token says what is different."""
+    encoder = make().eval()
+    given = inputs(1, 3)
+    for name in ("motion_px_BPCHW", "intra_BPHW", "residual_y_BPCHW", "residual_uv_BPCHW"):
+        given[name][:, 1] = 0
+    with torch.no_grad():
+        tokens = encoder(**given)
+    torch.testing.assert_close(tokens[:, 1], torch.zeros(1, 3, 32), atol=1e-5, rtol=0)
+    assert tokens[:, ::2].abs().amax(dim=(-1, -2)).min() > 1e-3
+
+
 def test_padding_is_zero_and_changes_nothing() -> None:
     """Whatever lies in frames that are not there; neither tokens nor the statistics of BatchNorm."""
     alone, padded = make().train(), make().train()
@@ -179,7 +191,9 @@ def test_residual_is_the_difference_of_normalized_pictures(monkeypatch: pytest.M
     original = branch.resnet.forward
     monkeypatch.setattr(branch.resnet, "forward", lambda x: (seen.append(x), original(x))[1])
     branch(luma, chroma)
-    torch.testing.assert_close(seen[0], (second - first) / STD[:, None, None], atol=1e-5, rtol=1e-4)
+    moved, rest = seen[0].split(1)
+    torch.testing.assert_close(moved, (second - first) / STD[:, None, None], atol=1e-5, rtol=1e-4)
+    assert not rest.any()
 
 
 def test_imagenet_weights_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
     parameters   of the model on torch's meta device, where tensors have shapes and no memory
     FLOPs        counted by torch there: matrix products, convolutions, attention; a multiply-add is two
-    latency      measured here, one frame at a time, with random weights of the true sizes
+    latency      measured here, with random weights of the true sizes
 
-The peer is one frame through the vision tower: what a P-frame costs when it is given as a picture. (so400m without
-its last layer, as LLaVA-Video uses it. Projectors and language model come on top of both.) Meta tensors have no
-values, so the branches of the Δ-encoder are called one by one: its forward first asks which frames are there.
+P-frames are those of a GOP together, divided by their number: the frame at rest that the Δ-encoder adds to a batch
+is shared by them. The peer is one frame through the vision tower (so400m without its last layer, as LLaVA-Video
+uses it). Projectors and language model come on top of both. Meta tensors have no values, so the branches of the
+Δ-encoder are called one by one: its forward first asks which frames are there.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from cope_prep.encoders.video_lm import VideoLM
 from cope_prep.encoders.vision_tower import VisionTower
 from cope_prep.schemas.errors import ConfigurationError
 
-# Letters: F frames (1), C channels, H, W frame, Hb, Wb grid of blocks.
+# Letters: F frames, C channels, H, W frame, Hb, Wb grid of blocks.
 
 LIKE = "llava-video-7b"
 _MEASURE_S = 2.0
@@ -63,6 +64,9 @@ QWEN2_7B: dict[str, Any] = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
     """Of one frame through a module."""
+
+    num_together: int
+    """Frames at a time; the figures are for one of them."""
 
     num_parameters: int
     flops: int
@@ -129,16 +133,16 @@ def describe(
     num_anchors = max(1, ((expect and expect.gop_size) or 240) // ((expect and expect.window) or 30))
     parts = _parts(config, shapes)
     device, dtype = _measured_on()
-    delta_costs = _delta_cost(
-        shapes.delta, (height_px, width_px), block_px, device if measure else None, dtype
-    )
-    tower_costs = _tower_cost(shapes.vision, device if measure else None, dtype)
+    timed_on, num_frames = device if measure else None, max(1, num_anchors - 1)
+    frame_px = (height_px, width_px)
+    delta_costs = _delta_cost(shapes.delta, frame_px, block_px, num_frames, timed_on, dtype)
+    tower_costs = _tower_cost(shapes.vision, timed_on, dtype)
     return Description(
         task="finetune" if config is None else config.task,
         parameters=parts,
         delta_encoder=delta_costs,
         vision_tower=tower_costs,
-        frame_px=(height_px, width_px),
+        frame_px=frame_px,
         block_px=block_px,
         device=f"{_name(device)}, {str(dtype).removeprefix('torch.')}",
         picture_tokens=shapes.layout.picture_tokens,
@@ -259,6 +263,7 @@ def _delta_cost(
     config: DeltaEncoderConfig,
     frame_px: tuple[int, int],
     block_px: int,
+    num_frames: int,
     device: torch.device | None,
     dtype: torch.dtype,
 ) -> Cost:
@@ -268,14 +273,14 @@ def _delta_cost(
     def call(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         assert isinstance(encoder, DeltaEncoder)
         if encoder.motion is not None:
-            motion_FCHW = torch.zeros(1, 2, *grid, device=device, dtype=dtype)
-            encoder.motion(motion_FCHW, torch.zeros(1, *grid, device=device, dtype=torch.bool))
+            motion_FCHW = torch.zeros(num_frames, 2, *grid, device=device, dtype=dtype)
+            encoder.motion(motion_FCHW, torch.zeros(num_frames, *grid, device=device, dtype=torch.bool))
         if encoder.residual is not None:
-            luma_FCHW = torch.zeros(1, 1, height, width, device=device, dtype=dtype)
-            chroma_FCHW = torch.zeros(1, 2, height // 2, width // 2, device=device, dtype=dtype)
+            luma_FCHW = torch.zeros(num_frames, 1, height, width, device=device, dtype=dtype)
+            chroma_FCHW = torch.zeros(num_frames, 2, height // 2, width // 2, device=device, dtype=dtype)
             encoder.residual(luma_FCHW, chroma_FCHW)
 
-    return _cost(lambda: DeltaEncoder(config), call, device, dtype)
+    return _cost(lambda: DeltaEncoder(config), call, device, dtype, num_together=num_frames)
 
 
 def _tower_cost(config: SiglipVisionConfig, device: torch.device | None, dtype: torch.dtype) -> Cost:
@@ -283,7 +288,7 @@ def _tower_cost(config: SiglipVisionConfig, device: torch.device | None, dtype: 
         size = (config.image_size, config.image_size)
         tower(torch.zeros(1, 3, *size, device=device, dtype=dtype))  # type: ignore[arg-type]
 
-    return _cost(lambda: VisionTower(config), call, device, dtype)
+    return _cost(lambda: VisionTower(config), call, device, dtype, num_together=1)
 
 
 @torch.no_grad()
@@ -292,6 +297,8 @@ def _cost(
     call: Callable[[nn.Module, torch.device, torch.dtype], None],
     device: torch.device | None,
     dtype: torch.dtype,
+    *,
+    num_together: int,
 ) -> Cost:
     """Parameters and FLOPs on the meta device; the time on `device`, if there is one."""
     meta = torch.device("meta")
@@ -303,12 +310,17 @@ def _cost(
     if device is not None:
         with torch.device(device):
             real = build().eval().to(dtype)
-        latency_ms = _latency_ms(lambda: call(real, device, dtype), device)
-    return Cost(num_parameters=_count(module), flops=counter.get_total_flops(), latency_ms=latency_ms)
+        latency_ms = _latency_ms(lambda: call(real, device, dtype), device) / num_together
+    return Cost(
+        num_together=num_together,
+        num_parameters=_count(module),
+        flops=round(counter.get_total_flops() / num_together),
+        latency_ms=latency_ms,
+    )
 
 
 def _latency_ms(call: Callable[[], None], device: torch.device) -> float:
-    """Median over repetitions; the first one counts only where it takes so long that it is the only one."""
+    """Median over repetitions, after one that does not count."""
 
     def timed() -> float:
         begun_s = time.perf_counter()
@@ -317,9 +329,7 @@ def _latency_ms(call: Callable[[], None], device: torch.device) -> float:
             torch.cuda.synchronize(device)
         return time.perf_counter() - begun_s
 
-    first_s = timed()
-    if first_s > _MEASURE_S:
-        return 1000 * first_s
+    timed()
     times_s = [timed()]
     while sum(times_s) < _MEASURE_S and len(times_s) < _MAX_RUNS:
         times_s.append(timed())

@@ -27,7 +27,12 @@ def print_description(found: Description, console: Console) -> None:
     costs.add_column("Given as")
     for name in ("Parameters", "GFLOPs", "Latency", "Tokens"):
         costs.add_column(name, justify="right")
-    _add_cost(costs, "a P-frame: Δ-encoder", found.delta_encoder, found.delta_tokens)
+    _add_cost(
+        costs,
+        f"a P-frame: Δ-encoder, {found.delta_encoder.num_together} at a time",
+        found.delta_encoder,
+        found.delta_tokens,
+    )
     _add_cost(costs, "a picture: vision tower", found.vision_tower, found.picture_tokens)
     costs.add_section()
     costs.add_row("picture / P-frame", *_ratios(found))

@@ -13,10 +13,10 @@ As CoPE-VideoLM has it (arXiv 2602.13191; digest in FACTS section 1). What it do
   more input: its vector, 0, then means nothing.
 - ResNet-18 is cut after its third stage (1/16 of the frame, the size of a block of the motion grid), and sees
   the residual as the difference of two ImageNet-normalized RGB pictures, so that ImageNet's weights fit it.
-- Its batch norms see only frames that are there: padding does not enter their statistics.
+- Its batch norms see the frames that are there, and one at rest: padding does not enter their statistics.
 - Tokens are differences from those of a frame in which nothing happens, which goes along with each batch: what is
-  still has Δ-tokens of exactly 0. Otherwise nearly all of a token is what all frames have in common (95 % of its
-  mean square, untrained and after stage 1 alike), and a language model needs long to see the rest.
+  still has Δ-tokens of 0, but for rounding. Otherwise nearly all of a token is what all frames have in common (95 %
+  of its mean square, untrained and after stage 1 alike), and a language model needs long to see the rest.
 - Positions are shares of the frame (attention.py): any grid and any frame size, together or one after the other.
 """
 

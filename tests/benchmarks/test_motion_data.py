@@ -64,13 +64,24 @@ def test_test_records_are_single_questions_of_a_named_type(folder: Path) -> None
 
 
 def test_train_records_are_conversations_with_all_questions_of_a_video(folder: Path) -> None:
-    records = [batch.questions[0] for batch in QADataset(str(folder / "datasets/train"), shuffle=None)]
+    every = [batch.questions[0] for batch in QADataset(str(folder / "datasets/train"), shuffle=None)]
+    records = [record for record in every if record.kind == "oe"]
     assert len(records) == len({record.video_id for record in records}) == NUM_TRAIN
     for record in records:
         index = int(record.video_id[-9:-4])
         types = [questions.type_of(text) for speaker, text in record.turns if speaker == "human"]
         answers = scenes.plan_script(index, split="train", seed=5).answers
         assert sorted(types) == sorted([*answers, *questions.CONTROL_TYPES])
+
+
+def test_pictures_alone_are_asked_about_in_a_file_of_their_own(folder: Path) -> None:
+    every = [batch.questions[0] for batch in QADataset(str(folder / "datasets/train"), shuffle=None)]
+    records = [record for record in every if record.kind == "mc"]
+    assert len(records) == len({record.video_id for record in records}) == NUM_TRAIN
+    for record in records:
+        types = [questions.type_of(text) for speaker, text in record.turns if speaker == "human"]
+        assert sorted(types) == sorted(questions.CONTROL_TYPES)
+        assert record.data_source == "still_train"
 
 
 def test_what_is_there_is_not_made_again(folder: Path) -> None:

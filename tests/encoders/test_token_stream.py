@@ -164,7 +164,7 @@ def test_patches_of_another_grid_fails() -> None:
         {"pooling": "nearest"},
         {"newline": "no_token"},
         {"pool_stride": 0},
-        {"delta_tokens": 0},
+        {"delta_tokens": -1},
         {"pooling": "average", "patches_per_side": 2, "pool_stride": 3},
     ],
 )

@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from datetime import date
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--result", type=Path, help="also write the figures there")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
     begin = time.perf_counter()
     folder: Path = arguments.folder
     num_train, num_test, seeds = (600, 100, 1) if arguments.quick else (3000, 300, arguments.seeds)
@@ -202,4 +204,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on")
+        sys.exit(130)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import product
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,18 +94,25 @@ def run_all(
     scores: dict[str, dict[str, Any]] = {}
     waiting = list(runs)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        running: dict[Future[dict[str, Any]], Run] = {}
-        while waiting or running:
-            for run in _ready(waiting, scores):
-                if len(running) == processes:
-                    break
-                waiting.remove(run)
-                running[pool.submit(train_and_score, run, folder, data, sizes)] = run
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                run = running.pop(future)
-                scores[run.name] = future.result()
-                say(f"[{len(scores)}/{len(runs)}] {run.name}: {_summary(scores[run.name])}")
+        try:
+            running: dict[Future[dict[str, Any]], Run] = {}
+            while waiting or running:
+                for run in _ready(waiting, scores):
+                    if len(running) == processes:
+                        break
+                    waiting.remove(run)
+                    running[pool.submit(train_and_score, run, folder, data, sizes)] = run
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    run = running.pop(future)
+                    scores[run.name] = future.result()
+                    say(f"[{len(scores)}/{len(runs)}] {run.name}: {_summary(scores[run.name])}")
+        except BaseException:
+            # Ctrl-C, SIGTERM, or a run that failed: no process may be left behind.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
+            raise
     return scores
 
 

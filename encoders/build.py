@@ -137,7 +137,7 @@ def build_video_lm(config: ModelConfig) -> VideoLM:
     else:
         model = _from_parts(config)
     if config.start_from is not None:
-        left_out = [part for part in PARTS if part not in config.start_parts]
+        left_out: list[Part] = [part for part in PARTS if part not in config.start_parts]
         skip = tuple(prefix for part in left_out for prefix in PARTS[part])
         load_model_weights(model, config.start_from, skip=skip)
     if config.stage1 is not None:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -166,7 +167,7 @@ def _encode(
     turns: Turns, tokenizer: PreTrainedTokenizerBase, *, prompt: str | None, system: str, ask: bool
 ) -> EncodedChat:
     # A piece is a text to tokenise or the id of a token, and whether it is learned.
-    start, end = (tokenizer.convert_tokens_to_ids(token) for token in (IM_START, IM_END))
+    start, end = (cast(int, tokenizer.convert_tokens_to_ids(token)) for token in (IM_START, IM_END))
     pieces: list[tuple[str | int, bool]] = [
         (start, False),
         (f"system\n{system}", False),

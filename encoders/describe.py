@@ -177,7 +177,7 @@ def _shapes(config: PretrainConfig | FinetuneConfig | None, *, like: str | None)
         assert siglip is not None
         values = read_json(Path(siglip) / "config.json")
         vision = SiglipVisionConfig.from_dict(values.get("vision_config") or values)
-        language = qwen2 and Qwen2Config.from_dict(read_json(Path(qwen2) / "config.json"))
+        language = Qwen2Config.from_dict(read_json(Path(qwen2) / "config.json")) if qwen2 else None
     if isinstance(config, PretrainConfig):
         language = None
     side = int(vision.image_size) // int(vision.patch_size)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,6 +50,7 @@ from cope_prep.encoders.optimization import (
 from cope_prep.encoders.replay import Batch, fail_nonfinite
 from cope_prep.encoders.step import Computation, deterministic, recomputed
 from cope_prep.encoders.task import Task
+from cope_prep.pipeline.loader import GopDataset, QADataset
 from cope_prep.schemas.errors import ConfigurationError
 
 logger = logging.getLogger("cope_prep.training")
@@ -224,7 +225,9 @@ def train(
         )
 
 
-def _endless(dataset: Task.dataset, config: TrainingConfig, ranks: Ranks) -> Iterator[Batch]:
+def _endless(
+    dataset: GopDataset | QADataset, config: TrainingConfig, ranks: Ranks
+) -> Generator[Batch, None, None]:
     """Batches of one epoch after the other, from where the dataset is."""
     loader = DataLoader(
         dataset,

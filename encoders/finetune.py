@@ -86,7 +86,10 @@ class FinetuneTask(Task):
     def __init__(self, config: FinetuneConfig) -> None:
         self.config = config
         self.tokenizer: PreTrainedTokenizerBase = build_tokenizer(config.model)
-        self.model: VideoLM = build_video_lm(config.model)
+        # Narrower than Task's, and no one else sets it.
+        self.model: VideoLM = build_video_lm(  # pyright: ignore[reportIncompatibleVariableOverride]
+            config.model
+        )
         self.layout: TokenLayout = self.model.layout
         _check_vocabulary(self.tokenizer, self.model)
         self.dataset = self._dataset(config.data, config.training.micro_batch_size, held_out=False)
@@ -206,7 +209,9 @@ class FinetuneTask(Task):
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: VideoLM) -> None:
-    size = model.language_model.get_input_embeddings().weight.shape[0]
+    embedding = model.language_model.get_input_embeddings()
+    assert isinstance(embedding, nn.Embedding)
+    size = embedding.weight.shape[0]
     if len(tokenizer) > size:
         raise ConfigurationError(
             f"tokenizer {tokenizer.name_or_path}",

@@ -191,9 +191,10 @@ def _check_shapes(
 ) -> None:
     """The configurations against the headers: the mismatch is named by its field, not by 700 tensors."""
     shapes = {map_key(name): tensor.shape for name, tensor in stored.items()}
+    assert language.num_key_value_heads is not None  # transformers puts num_attention_heads for None
     kv_width = language.hidden_size // language.num_attention_heads * language.num_key_value_heads
     text, tower = "language_model.model.", "vision_tower.model."
-    expected = {
+    expected: dict[str, tuple[str, tuple[object, ...]]] = {
         "vocab_size, hidden_size": (
             f"{text}embed_tokens.weight",
             (language.vocab_size, language.hidden_size),

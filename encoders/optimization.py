@@ -119,7 +119,7 @@ def scale_and_clip(parameters: Sequence[nn.Parameter], scale: float, clip_norm: 
     norm = float(total.full_tensor() if isinstance(total, DTensor) else total) * scale
     if gradients and math.isfinite(norm):
         factor = scale if clip_norm is None else scale * min(1.0, clip_norm / (norm + 1e-6))
-        torch._foreach_mul_(local_tensors(gradients), factor)
+        torch._foreach_mul_(local_tensors(gradients), factor)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
@@ -142,7 +142,8 @@ class WeightAverage:
     def update(self) -> None:
         """After a step of the optimizer."""
         averages = local_tensors(list(self.tensors.values()))
-        torch._foreach_lerp_(averages, local_tensors(list(self._trained.values())), 1 - self._decay)
+        trained = local_tensors(list(self._trained.values()))
+        torch._foreach_lerp_(averages, trained, 1 - self._decay)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def local_tensors(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

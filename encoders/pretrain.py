@@ -59,7 +59,8 @@ class PretrainTask(Task):
         self.config = config
         self.tower: VisionTower = build_tower(config.tower).requires_grad_(False).eval()
         delta_config = config.delta_encoder
-        self.model: AlignmentModel = AlignmentModel(
+        # Narrower than Task's, and no one else sets it.
+        self.model: AlignmentModel = AlignmentModel(  # pyright: ignore[reportIncompatibleVariableOverride]
             config.alignment, delta_config, patches_per_side=self.tower.patches_per_side
         )
         _check_width(config, self.tower)

@@ -27,7 +27,9 @@ def capture(device: torch.device) -> dict[str, torch.Tensor]:
     state = {_TORCH: torch.get_rng_state()}
     if device.type == "cuda":
         state[_CUDA] = torch.cuda.get_rng_state(device)
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    legacy = np.random.get_state(legacy=True)
+    assert isinstance(legacy, tuple)
+    _, keys, position, has_gauss, gauss = legacy
     state[_NUMPY] = torch.tensor([*keys.tolist(), position, has_gauss])
     state[f"{_NUMPY}.gauss"] = torch.tensor([gauss], dtype=torch.float64)
     kind, words, next_gauss = random.getstate()

@@ -78,7 +78,9 @@ class Computation:
             taken.append(batch)
             with torch.no_grad(), self._autocast():
                 prepared = self.task.prepare(batch, self.ranks.device)
-            sums.update(weight=prepared.weight, num_samples=prepared.num_samples)
+            # A Counter adds floats as well; its stub has int alone.
+            sums.update(weight=prepared.weight)  # pyright: ignore[reportArgumentType]
+            sums.update(num_samples=prepared.num_samples)
             sums.update(num_skipped=len(batch.info.skipped))
             if reports:
                 sums.update(self._baselines(prepared))

@@ -164,7 +164,8 @@ class VideoLM(nn.Module):
         source_RL = torch.arange(length, device=is_real_RL.device) - missing_R1
         rows_R1 = torch.arange(len(is_real_RL), device=is_real_RL.device)[:, None]
         embeds_RLD = self.embed(gops, sequences, delta=delta)[rows_R1, source_RL.clamp(min=0)]
-        return self.language_model.generate(
+        # Its `self` is a protocol with attributes that no model has.
+        return self.language_model.generate(  # pyright: ignore[reportAttributeAccessIssue]
             inputs_embeds=embeds_RLD.to(self.language_model.dtype),
             attention_mask=(source_RL >= 0).long(),
             max_new_tokens=max_new_tokens,
@@ -193,7 +194,7 @@ class VideoLM(nn.Module):
         if not mask_BK.any():
             # Everything was skipped. The tower computes all the same, so that every parameter has a gradient, of
             # zero, and the ranks of FSDP2 gather the same blocks.
-            side = self.vision_tower.model.config.image_size
+            side = self.vision_tower.side_px
             nothing = self.projector(self.vision_tower(gops.rgb.new_zeros(1, 3, side, side))).sum() * 0
             features = features + nothing.to(features.dtype)
         return features
@@ -216,7 +217,7 @@ def delta_tokens(encoder: DeltaEncoder, gops: DeviceGops) -> torch.Tensor:
     tokens: torch.Tensor | None = None
     for (height, width), rows in groups:
         grid = (height // block_px, width // block_px)
-        part = encoder(
+        part: torch.Tensor = encoder(
             gops.motion_px[rows, :, :, : grid[0], : grid[1]],
             gops.intra[rows, :, : grid[0], : grid[1]],
             gops.residual_y[rows, :, :, :height, :width],

@@ -7,6 +7,8 @@ FACTS section 4).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - as torch has it
 from torch import nn
@@ -27,7 +29,7 @@ class VisionTower(nn.Module):
         if config.num_hidden_layers < 2:
             raise ConfigurationError("the vision tower", "has one layer, and the last one is not used")
         self.model = SiglipVisionModel(_cut(config))
-        self.model.post_layernorm = nn.Identity()
+        self.model.post_layernorm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def width(self) -> int:
@@ -35,12 +37,17 @@ class VisionTower(nn.Module):
         return self.model.config.hidden_size
 
     @property
+    def side_px(self) -> int:
+        """Of the square that the tower sees."""
+        return cast(int, self.model.config.image_size)
+
+    @property
     def patches_per_side(self) -> int:
-        return self.model.config.image_size // self.model.config.patch_size
+        return self.side_px // cast(int, self.model.config.patch_size)
 
     def forward(self, rgb_BCHW: torch.Tensor) -> torch.Tensor:
         """float [B, 3, H, W] in [0, 1] -> patch tokens [B, M, D], row by row."""
-        side = self.model.config.image_size
+        side = self.side_px
         if len(rgb_BCHW) == 0:  # transformers' SigLIP takes no batch of none
             return rgb_BCHW.new_zeros(0, self.patches_per_side**2, self.width)
         if rgb_BCHW.shape[-2:] != (side, side):

@@ -194,6 +194,7 @@ _answers: dict[str, Any] = {}  # in a Ray worker: name of a gate -> ObjectRef of
 
 def _is_open(gate_name: str) -> bool:
     import ray
+    import ray.exceptions
 
     try:
         if gate_name not in _answers:

@@ -112,7 +112,9 @@ def train_worker(job: dict[str, Any]) -> None:
         if attempt > 1 and not is_over:
             mailbox.put_line.remote(f"a rank died; attempt {attempt} goes on from the newest checkpoint")
     # Rank 0 asks for all: with answers of their own, some would leave and others wait for them.
-    is_over, host, port = broadcast_from_rank_zero(plan)
+    told = broadcast_from_rank_zero(plan)
+    assert told is not None
+    is_over, host, port = told
     if is_over:
         return
     environment = {

@@ -15,6 +15,7 @@ from typing import Literal
 import av
 import av.error
 import numpy as np
+from av.container import InputContainer
 from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import PictureType
 
@@ -48,7 +49,9 @@ class DecodedFrame:
         """int32 [num_vectors, 10]: FFmpeg's AVMotionVector records; none in an I-frame."""
         # Not `frame.side_data`: that keeps the container in the frame and the frame in the container, and frames
         # then wait for the cycle collector (measured: 8 % of the time and hundreds of MiB of pictures).
-        side_data = SideDataContainer(self.frame).get("MOTION_VECTORS")
+        side_data = SideDataContainer(self.frame).get(  # pyright: ignore[reportCallIssue] - not in the stub
+            "MOTION_VECTORS"
+        )
         if side_data is None:
             return _NO_VECTORS
         return np.frombuffer(side_data, np.int32).reshape(-1, 10)
@@ -92,13 +95,15 @@ class FrameReader:
     def __iter__(self) -> Iterator[DecodedFrame]:
         with contextlib.ExitStack() as stack:
             stream = self._open(stack)
+            container = stream.container
+            assert isinstance(container, InputContainer)
             codec = _check_stream(stream, self._uri)
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"flags2": "+export_mvs"}
             vop_parser = VopParser(stream.codec_context.extradata or b"") if codec == "mpeg4" else None
             waiting: dict[int | None, tuple[int, int, bytes]] = {}
             try:
-                for packet in stream.container.demux(stream):
+                for packet in container.demux(stream):
                     if packet.size:
                         index = self.num_frames
                         self.num_frames += 1
@@ -167,7 +172,12 @@ def picture_of(frame: av.VideoFrame, out: np.ndarray | None = None) -> np.ndarra
     targets = (out[:height], out[height:, :half_w], out[height:, half_w:])
     for plane, target in zip(frame.planes, targets, strict=True):
         rows, cols = target.shape
-        stored = np.frombuffer(plane, np.uint8, count=rows * plane.line_size)
+        # numpy's stub knows the buffer protocol from Python 3.12 on.
+        stored = np.frombuffer(  # pyright: ignore[reportCallIssue]
+            plane,  # pyright: ignore[reportArgumentType]
+            np.uint8,
+            count=rows * plane.line_size,
+        )
         target[:] = stored.reshape(rows, plane.line_size)[:, :cols]
     return out
 

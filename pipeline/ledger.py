@@ -117,7 +117,8 @@ class Ledger:
 
 def last_finished(table: pa.Table) -> pa.Table:
     """The last finished row of each video, in the order in which they finished."""
-    order = pc.sort_indices(table, sort_keys=[("finished_unix_s", "ascending")])
+    keys = [("finished_unix_s", "ascending")]
+    order = pc.sort_indices(table, sort_keys=keys)  # pyright: ignore[reportAttributeAccessIssue]
     ordered = table.take(order)
     numbered = pa.table({"video_id": ordered["video_id"], "row": np.arange(len(ordered))})
     last = numbered.group_by("video_id").aggregate([("row", "max")])["row_max"]

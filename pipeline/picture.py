@@ -89,7 +89,7 @@ def plan_geometry(
     Crop and pad keep the shape that a player shows, sample aspect ratio and turn included.
     """
     width, height = size_px
-    target = output_px[::-1] if orientation.transpose else output_px
+    target = (output_px[1], output_px[0]) if orientation.transpose else output_px
     crop, scaled = (width, height, 0, 0), target
     shape = Fraction(width, height) * sample_aspect
     wanted = Fraction(target[0], target[1])
@@ -173,6 +173,7 @@ class Converter:
         frame.color_primaries = frame.color_trc = _UNSPECIFIED
         self._source.push(frame)
         converted = self._sink.pull()
+        assert isinstance(converted, VideoFrame)
         converted.pict_type = 0
         return converted
 
@@ -202,6 +203,9 @@ class Deinterlacer:
                 ready = self._sink.pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return
+            assert isinstance(ready, VideoFrame)
+            assert ready.pts is not None
+            assert ready.time_base is not None
             yield ready, round(ready.pts * ready.time_base / self._time_base)
 
 

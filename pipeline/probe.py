@@ -11,9 +11,11 @@ import math
 import struct
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import cast
 
 import av.error
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -159,7 +161,8 @@ def read_orientation(frame: VideoFrame) -> tuple[Orientation, str]:
     The matrix maps a pixel (x, y) to (a x + c y, b x + d y); quarter turns and mirrorings have either
     a = d = 0 or b = c = 0.
     """
-    data = next((bytes(item) for item in frame.side_data if item.type.name == "DISPLAYMATRIX"), None)
+    side_data = cast(SideDataContainer, frame.side_data)  # the stub says TypedDict
+    data = next((bytes(item) for item in side_data if item.type.name == "DISPLAYMATRIX"), None)
     if data is None or len(data) < 36:
         return UPRIGHT, ""
     a, b, _, c, d = struct.unpack("=9i", data[:36])[:5]

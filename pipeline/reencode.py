@@ -251,4 +251,5 @@ def _count(number: int, noun: str) -> str:
 
 def _sha256(uri: str) -> str:
     with storage.open_read(uri) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256")  # pyright: ignore[reportArgumentType] - IO lacks readinto
+        return digest.hexdigest()

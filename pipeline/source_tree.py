@@ -12,6 +12,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.manifest_report import Progress, SkipCounter
@@ -176,7 +177,8 @@ def _list_remote(
             if top[name]["type"] != "directory":
                 yield path, storage.stat_of_info(top[name])
             elif max_depth != 1 and not leave_out(path):
-                below = fs.find(name, maxdepth=None if max_depth is None else max_depth - 1, detail=True)
+                depth = None if max_depth is None else max_depth - 1
+                below = cast(dict[str, Any], fs.find(name, maxdepth=depth, detail=True))
                 for full, info in sorted(below.items()):
                     path = full[len(base) + 1 :]
                     if full.endswith("/") or "/." in path or (own and path.startswith(own + "/")):

@@ -28,6 +28,14 @@ def test_every_package_on_disk_is_listed() -> None:
     }
 
 
+def test_the_type_check_sees_every_package() -> None:
+    # pyright leaves out all of a folder whose name begins with a dot, says "0 errors" and exits with 0.
+    pyright = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pyright"]
+    assert sorted(pyright["include"]) == sorted(TOP_FOLDERS)
+    assert all(any((ROOT / folder).rglob("*.py")) for folder in pyright["include"])
+    assert {"exclude", "ignore"}.isdisjoint(pyright)
+
+
 def test_every_module_is_in_a_package() -> None:
     modules = [path for folder in TOP_FOLDERS for path in (ROOT / folder).rglob("*.py")]
     assert modules

@@ -227,8 +227,8 @@ def compensate_h264(picture: np.ndarray, motion: np.ndarray, out: np.ndarray) ->
             rows = 16 if _same(motion, row, col, row + 1, col) else 8
             cols = num_cells * 8
             for part in range(row, row + 2, rows // 8):
-                dx = np.int64(motion[part, col, 0])
-                dy = np.int64(motion[part, col, 1])
+                dx = int(np.int64(motion[part, col, 0]))
+                dy = int(np.int64(motion[part, col, 1]))
                 y0 = part * 8
                 x0 = col * 8
                 sy = y0 + (dy >> 2)
@@ -337,8 +337,8 @@ def compensate_mpeg4(picture: np.ndarray, motion: np.ndarray, rounding: int, out
             rows = 16 if _same(motion, row, col, row + 1, col) else 8
             cols = num_cells * 8
             for part in range(row, row + 2, rows // 8):
-                half_x = np.int64(motion[part, col, 0]) >> 1
-                half_y = np.int64(motion[part, col, 1]) >> 1
+                half_x = int(np.int64(motion[part, col, 0])) >> 1
+                half_y = int(np.int64(motion[part, col, 1])) >> 1
                 y0 = part * 8
                 x0 = col * 8
                 _half_pel_plane(luma, out, y0, x0, rows, cols, half_x, half_y, rounding, patch)

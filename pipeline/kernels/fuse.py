@@ -100,14 +100,14 @@ def _block_sad(
                     - np.int32(current[cur_row, np.uint64(x0 + x)])
                 )
             if total >= limit:
-                return total
-        return total
+                return int(total)
+        return int(total)
     for y in range(0, block_px, 2):
         ref_y = min(max(top + y, 0), height - 1)
         for x in range(0, block_px, 2):
             ref_x = min(max(left + x, 0), width - 1)
             total += abs(np.int32(reference[ref_y, ref_x]) - np.int32(current[y0 + y, x0 + x]))
-    return total
+    return int(total)
 
 
 @njit(cache=True, nogil=True)

@@ -24,7 +24,7 @@ def residual_to_half(current: np.ndarray, prediction: np.ndarray, out: np.ndarra
             # >> rounds down; adding the sign bit first rounds toward zero
             out[y, x] = np.uint8(((value + (np.uint32(value) >> np.uint32(31))) >> 1) + 128)
         energy += row_energy
-    return energy
+    return int(energy)
 
 
 @njit(cache=True, nogil=True)
@@ -38,7 +38,7 @@ def add_half(prediction: np.ndarray, coded: np.ndarray, out: np.ndarray) -> int:
             row_nonzero += np.int32(coded[y, x] != 128)
             out[y, x] = np.uint8(min(max(value, 0), 255))
         num_nonzero += row_nonzero
-    return num_nonzero
+    return int(num_nonzero)
 
 
 @njit(cache=True, nogil=True)
@@ -62,7 +62,7 @@ def residual_to_int8(
                 level = 127
                 clipped += 1
             out[y, x] = np.int8(level if value >= 0 else -level)
-    return energy, clipped
+    return int(energy), int(clipped)
 
 
 @njit(cache=True, nogil=True)
@@ -87,7 +87,7 @@ def residual_exact(current: np.ndarray, prediction: np.ndarray, out: np.ndarray)
             out[y, x] = value
         energy += row_energy
         num_nonzero += row_nonzero
-    return energy, num_nonzero, low >= -128 and high <= 127
+    return int(energy), int(num_nonzero), bool(low >= -128 and high <= 127)
 
 
 @njit(cache=True, nogil=True)
@@ -104,7 +104,7 @@ def add_scaled(prediction: np.ndarray, coded: np.ndarray, step: int, out: np.nda
             row_nonzero += np.int32(coded[y, x] != 0)
             out[y, x] = np.uint8(min(max(value, 0), 255))
         num_nonzero += row_nonzero
-    return num_nonzero
+    return int(num_nonzero)
 
 
 @njit(cache=True, nogil=True)
@@ -121,7 +121,7 @@ def compare(rebuilt: np.ndarray, current: np.ndarray) -> tuple[int, int]:
             worst = max(worst, abs(error))
         if y < num_luma_rows:
             squares += row_squares
-    return squares, worst
+    return int(squares), int(worst)
 
 
 @njit(cache=True, nogil=True)

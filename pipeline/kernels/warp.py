@@ -94,8 +94,8 @@ def warp(picture: np.ndarray, motion: np.ndarray, step_qpel: int, block_px: int,
     half_block = block_px // 2
     for row in range(motion.shape[0]):
         for col in range(motion.shape[1]):
-            dx = np.int64(motion[row, col, 0]) * step_qpel
-            dy = np.int64(motion[row, col, 1]) * step_qpel
+            dx = int(np.int64(motion[row, col, 0])) * step_qpel
+            dy = int(np.int64(motion[row, col, 1])) * step_qpel
             x0 = col * block_px
             y0 = row * block_px
             size_x = min(block_px, width - x0)

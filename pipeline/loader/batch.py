@@ -82,7 +82,7 @@ class _BufferedBatch:
         cls, buffer: Buffer, info: BatchInfo, replaced: Mapping[str, torch.Tensor] = _NOTHING
     ) -> Self:
         """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
-        tensors = buffer.tensors() | replaced
+        tensors = {**buffer.tensors(), **replaced}
         return cls(**{name: tensors[name] for name in cls.tensor_names()}, info=info, buffer=buffer)
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Any, ...]]:
@@ -158,7 +158,7 @@ class RawBatch(_BufferedBatch):
     def sample(self, index: int) -> memoryview:
         """The bytes of a sample, not copied; `pipeline.tar.split_sample` gives its members."""
         start, end = self.offset_bytes[index : index + 2].tolist()
-        return memoryview(self.data[start:end].numpy())
+        return self.data[start:end].numpy().data
 
 
 RUN_FIELDS = ("run_kind", "run_gop", "run_slot", "run_s", "run_tokens", "duration_s", "question_is_valid")
@@ -196,7 +196,7 @@ class QABatch:
         replaced: Mapping[str, torch.Tensor] = _NOTHING,
     ) -> QABatch:
         """The batch whose tensors are in `buffer`, by name, or in `replaced`."""
-        tensors = buffer.tensors() | replaced
+        tensors = {**buffer.tensors(), **replaced}
         runs = {name: tensors[name] for name in RUN_FIELDS}
         return cls(gops=GopBatch.from_buffer(buffer, info, replaced), questions=questions, **runs)
 

@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
@@ -160,9 +160,9 @@ def _request(
         if is_http(fs):
             # aiohttp calls this when the headers are there, before the body has moved.
             span["raise_for_status"] = _refuse_whole_file(size_bytes)
-        content = sync(fs.loop, fs._cat_file, path, timeout=timeout_s, **span)
+        content = cast(bytes, sync(fs.loop, fs._cat_file, path, timeout=timeout_s, **span))
     else:
-        content = fs.cat_file(path, **span)
+        content = cast(bytes, fs.cat_file(path, **span))
     if len(content) > size_bytes:
         raise _RangeIgnoredError
     if len(content) < size_bytes:
@@ -225,7 +225,7 @@ def _check_size(
     """Raises FormatError if the file is known to end before `end_bytes`."""
     try:
         if isinstance(fs, AsyncFileSystem):
-            info = sync(fs.loop, fs._info, path, timeout=timeout_s)
+            info = cast(dict[str, Any], sync(fs.loop, fs._info, path, timeout=timeout_s))
         else:
             info = fs.info(path)
         size_bytes = storage.stat_of_info(info).size_bytes

@@ -96,7 +96,8 @@ class GopFilter(BaseModel):
 
 
 def _is_in(table: pa.Table, subsets: tuple[str, ...]) -> np.ndarray:
-    return pc.is_in(table["subset"], value_set=pa.array(subsets, pa.string())).to_numpy()
+    asked = pa.array(subsets, pa.string())
+    return pc.is_in(table["subset"], value_set=asked).to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _within(values: np.ndarray, low: float | None, high: float | None) -> np.ndarray:

@@ -123,4 +123,5 @@ def _other_videos(uri: str, video_ids: pa.Array) -> pa.Array:
     """string: the videos of a table of questions that are not among `video_ids`."""
     with open_file(uri) as file:
         asked = pq.read_table(file, columns=["video_id"])["video_id"].unique()
-    return asked.filter(pc.invert(pc.is_in(asked, value_set=video_ids)))
+    is_other = pc.invert(pc.is_in(asked, value_set=video_ids))  # pyright: ignore[reportAttributeAccessIssue]
+    return asked.filter(is_other)

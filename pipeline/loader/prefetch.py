@@ -88,10 +88,11 @@ class Prefetcher(Generic[Item]):
 
     def _work(self) -> None:
         while True:
+            item: Item | None = None
             with self._changed:
                 while not self._is_stopped and (item := self._next()) is None:
                     self._changed.wait()
-                if self._is_stopped:
+                if item is None:  # stopped
                     return
                 self._wanted[item] = _Stage.TAKEN
             try:

@@ -148,7 +148,7 @@ class QADataset(StreamDataset[QABatch]):
 
     def _samples_of(self, unit: int) -> np.ndarray:
         video = self._video[unit]
-        return np.arange(self._num_gops[video]) + self._first_gop[video]
+        return np.arange(int(self._num_gops[video])) + self._first_gop[video]
 
     def _make_batch(self, units: np.ndarray, make_info: InfoMaker) -> QABatch:
         samples = [self._samples_of(int(unit)).tolist() for unit in units]

@@ -85,14 +85,15 @@ def plan_questions(uri: str, video_ids: pa.Array, *, mix: str | None, seed: int)
         row = _rows_of_mix(table["json_path"], mix, seed=seed)
         table = table.take(row)
     asked = dictionary_codes(table["video_id"])
-    video = pc.index_in(asked.dictionary, value_set=video_ids).take(asked.indices)
-    is_there = pc.is_valid(video).to_numpy(zero_copy_only=False)
+    places = pc.index_in(asked.dictionary, value_set=video_ids)  # pyright: ignore[reportAttributeAccessIssue]
+    video = places.take(asked.indices)
+    is_there = video.is_valid().to_numpy(zero_copy_only=False)
     table = table.filter(pa.array(is_there))
     return QuestionPlan(
         uri=uri,
         version=_version(uri),
         row=row[is_there],
-        video=pc.drop_null(video).to_numpy().astype(np.int64),
+        video=video.drop_null().to_numpy().astype(np.int64),
         json_path=dictionary_codes(table["json_path"]),
         kind=dictionary_codes(table["kind"]),
         num_without_video=int(len(is_there) - is_there.sum()),

@@ -82,7 +82,7 @@ class RawDataset(StreamDataset[RawBatch]):
         ):
             place = arrays["data"][end - size : end]
             try:
-                self.store.read_into(memoryview(place), unit)
+                self.store.read_into(place.data, unit)
                 arrays["is_valid"][index] = True
             except CopePrepError as exc:
                 skipped.append(self._failed(unit, make_info.positions[index], exc))

@@ -8,9 +8,9 @@ As CoPE-VideoLM has it (arXiv 2602.13191; digest in FACTS section 1). What it do
 
 - A branch's transformer is queries that attend to one another and to the grid (cross-attention), so that its
   cost is linear in the grid's size: at 384 x 384, 576 blocks and 576 cells of the residual map.
-- Vectors go in as tanh(v / scale) at scales of half a pixel to 32: a code in which lengths differ by pattern,
-  not by size alone, from a quarter pixel to a hundred, at any frame size. Whether a block is intra is one
-  more input: its vector, 0, then means nothing.
+- A vector goes in as soft bands of length, one an octave from a quarter pixel to 256, each alone and times the
+  vector's direction: a code in which lengths differ by pattern, not by size alone, at any frame size. Whether
+  a block is intra is one more input: its vector, 0, then means nothing.
 - ResNet-18 is cut after its third stage (1/16 of the frame, the size of a block of the motion grid), and sees
   the residual as the difference of two ImageNet-normalized RGB pictures, so that ImageNet's weights fit it.
 - Its batch norms see the frames that are there, and one at rest: padding does not enter their statistics.
@@ -43,7 +43,10 @@ logger = logging.getLogger(__name__)
 
 _RGB_OF_YUV = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 _IMAGENET_STD = (0.229, 0.224, 0.225)
-_MOTION_SCALES_PX = (0.5, 2.0, 8.0, 32.0)
+_LENGTH_BANDS_OCTAVES = tuple(range(-2, 9))
+"""Centres, as powers of 2 of a pixel: 0.25 to 256 px."""
+_BAND_WIDTH_OCTAVES = 0.75
+"""Standard deviation."""
 MIN_TOKENS, MAX_TOKENS = 2, 32
 
 
@@ -177,7 +180,7 @@ class MotionBranch(nn.Module):
 
     def __init__(self, config: DeltaEncoderConfig) -> None:
         super().__init__()
-        num_inputs = 2 * len(_MOTION_SCALES_PX) + 1
+        num_inputs = 3 * len(_LENGTH_BANDS_OCTAVES) + 1
         self.mlp = nn.Sequential(
             nn.Linear(num_inputs, config.width), nn.GELU(), nn.Linear(config.width, config.width)
         )
@@ -186,9 +189,9 @@ class MotionBranch(nn.Module):
         init_linear(self)
 
     def forward(self, motion_px_FCHW: torch.Tensor, intra_FHW: torch.Tensor) -> torch.Tensor:
-        coded_FCHW = torch.cat([(motion_px_FCHW / scale).tanh() for scale in _MOTION_SCALES_PX], dim=1)
-        cells_FSC = torch.cat((coded_FCHW, intra_FHW[:, None].to(coded_FCHW.dtype)), dim=1)
-        cells_FSC = _with_rest(cells_FSC).flatten(2).transpose(1, 2)  # [F, C, Hb, Wb] -> [F, Hb * Wb, C]
+        coded_FCHW = _length_and_direction(motion_px_FCHW)
+        cells_FCHW = torch.cat((coded_FCHW, intra_FHW[:, None].to(coded_FCHW.dtype)), dim=1)
+        cells_FSC = _with_rest(cells_FCHW).flatten(2).transpose(1, 2)  # [F, C, Hb, Wb] -> [F, Hb * Wb, C]
         height, width = intra_FHW.shape[-2:]
         return self.summary(self.mlp(cells_FSC), (height, width))
 
@@ -215,6 +218,17 @@ class ResidualBranch(nn.Module):
         map_FCHW = self.resnet(_with_rest(rgb_FCHW)).last_hidden_state
         height, width = map_FCHW.shape[-2:]
         return self.summary(self.narrow(map_FCHW.flatten(2).transpose(1, 2)), (height, width))
+
+
+def _length_and_direction(motion_px_FCHW: torch.Tensor) -> torch.Tensor:
+    """Vectors (x, y) -> K bands of their length, then the bands times x and times y of their direction:
+    [F, 3 K, Hb, Wb]. A vector of zero is all zeros.
+    """
+    centres_K = motion_px_FCHW.new_tensor(_LENGTH_BANDS_OCTAVES)[:, None, None]
+    length_F1HW = motion_px_FCHW.norm(dim=1, keepdim=True).clamp(min=1e-3)
+    bands_FKHW = (-0.5 * ((length_F1HW.log2() - centres_K) / _BAND_WIDTH_OCTAVES) ** 2).exp()
+    x_F1HW, y_F1HW = (motion_px_FCHW / length_F1HW).split(1, dim=1)
+    return torch.cat((bands_FKHW, bands_FKHW * x_F1HW, bands_FKHW * y_F1HW), dim=1)
 
 
 def _with_rest(inputs_FCHW: torch.Tensor) -> torch.Tensor:

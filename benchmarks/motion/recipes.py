@@ -51,7 +51,7 @@ class Variant:
     key_frames: int = 1
     pool_stride: int = 2
     has_delta: bool = True
-    has_stage1: bool = True
+    has_stage1: bool = False
 
 
 def write_models(folder: Path) -> None:

@@ -102,6 +102,32 @@ def test_intra_and_place_of_motion_are_seen() -> None:
     assert (low - right)[:, :, 2:].abs().max() > 1e-3
 
 
+def test_lengths_are_told_apart_by_pattern() -> None:
+    """From a quarter pixel to far across the frame, whatever the direction: twice as long looks different, slightly
+    longer looks alike. (With tanh at four scales, a language model could not tell 4 px from 10.)"""
+    encoder = make().eval()
+
+    def tokens(x_px: float, y_px: float) -> torch.Tensor:
+        motion = torch.zeros(1, 1, 2, 4, 4)
+        motion[:, :, 0, 1:3, 1:3], motion[:, :, 1, 1:3, 1:3] = x_px, y_px
+        nothing = {name: value * 0 for name, value in inputs(1, 1).items() if "residual" in name}
+        given = inputs(1, 1) | nothing | {"motion_px_BPCHW": motion}
+        given["intra_BPHW"] = torch.zeros_like(given["intra_BPHW"])
+        with torch.no_grad():
+            return encoder(**given)[0, 0, : encoder.config.motion_tokens].flatten()
+
+    def difference(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float((one - other).norm() / one.norm())
+
+    assert tokens(0.0, 0.0).abs().max() < 1e-5
+    for length_px in (0.25, 1.0, 4.0, 30.0, 100.0):
+        for x, y in ((1.0, 0.0), (-0.6, 0.8)):
+            one = tokens(x * length_px, y * length_px)
+            assert difference(one, tokens(2 * x * length_px, 2 * y * length_px)) > 0.25
+            assert difference(one, tokens(1.02 * x * length_px, 1.02 * y * length_px)) < 0.1
+            assert difference(one, tokens(-x * length_px, -y * length_px)) > 0.25
+
+
 def test_a_frame_in_which_nothing_happens_has_no_tokens() -> None:
     """Zeros, whatever the others of its batch do: a Δ-token says what is different."""
     encoder = make().eval()

@@ -47,6 +47,8 @@ _LENGTH_BANDS_OCTAVES = tuple(range(-2, 9))
 """Centres, as powers of 2 of a pixel: 0.25 to 256 px."""
 _BAND_WIDTH_OCTAVES = 0.75
 """Standard deviation."""
+_LENGTH_WEIGHT = 0.4
+"""Of the bands alone, beside those with a direction: at 1 "which way" is learned late, at 0 "how fast"."""
 MIN_TOKENS, MAX_TOKENS = 2, 32
 
 
@@ -228,7 +230,7 @@ def _length_and_direction(motion_px_FCHW: torch.Tensor) -> torch.Tensor:
     length_F1HW = motion_px_FCHW.norm(dim=1, keepdim=True).clamp(min=1e-3)
     bands_FKHW = (-0.5 * ((length_F1HW.log2() - centres_K) / _BAND_WIDTH_OCTAVES) ** 2).exp()
     x_F1HW, y_F1HW = (motion_px_FCHW / length_F1HW).split(1, dim=1)
-    return torch.cat((bands_FKHW, bands_FKHW * x_F1HW, bands_FKHW * y_F1HW), dim=1)
+    return torch.cat((_LENGTH_WEIGHT * bands_FKHW, bands_FKHW * x_F1HW, bands_FKHW * y_F1HW), dim=1)
 
 
 def _with_rest(inputs_FCHW: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ VARIANTS = (
     Variant(name="I-frames only, same tokens", key_frames=4, has_delta=False),
 )
 """Rows of the table. I-frames only: 4 pictures are 80 tokens, 1 picture and 7 Δ are 76. Stage 1 has rows of its
-own: at this size it does harm (docs/decisions/0013)."""
+own: here it has not shortened stage 2 (docs/decisions/0013)."""
 QUICK_VARIANTS = (MAIN, Variant(name="with stage 1", has_stage1=True))
 
 

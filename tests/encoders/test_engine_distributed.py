@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +17,9 @@ from cope_prep.encoders.checkpoint import find_checkpoints
 from cope_prep.encoders.replay import load_saved_batch
 from cope_prep.pipeline.layout import Layout
 
+sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
+from ranks import run_ranks
+
 HERE = Path(__file__).parent
 THREE_STEPS = {"max_steps": 3, "checkpoint_every": 3}
 
@@ -32,39 +32,17 @@ def toy(load_helper: Callable[[str], ModuleType]) -> Iterator[ModuleType]:
     torch.set_num_threads(num_threads)
 
 
-def run_ranks(
+def run_toy_ranks(
     small: Layout, output: Path, world_size: int = 2, **arguments: Any
 ) -> list[tuple[int, str, str]]:
     """Exit code, stdout and stderr of each rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     text = json.dumps({"dataset": small.dataset, "output": str(output), **arguments})
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", str(HERE / "toy_task.py"), text],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONDONTWRITEBYTECODE": "1",
-            },
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-    try:
-        outputs = [process.communicate(timeout=150) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
-    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+    program = str(HERE / "toy_task.py")
+    return run_ranks("-W", "error", program, text, world_size=world_size, timeout_s=150)
 
 
-def succeed(ranks: list[tuple[int, str, str]]) -> None:
-    for code, _, err in ranks:
+def succeed(ended: list[tuple[int, str, str]]) -> None:
+    for code, _, err in ended:
         assert code == 0, err
 
 
@@ -86,8 +64,10 @@ def test_gradient_does_not_depend_on_the_split(toy: ModuleType, small: Layout, t
     toy.run(small.dataset, tmp_path / "one", toy=hurt, ema_decay=0.5, **THREE_STEPS)
     toy.run(small.dataset, tmp_path / "four", toy=hurt, micro_batch_size=1, ema_decay=0.5, **THREE_STEPS)
     common = {"toy": hurt, "parallel": parallel, "ema_decay": 0.5, **THREE_STEPS}
-    succeed(run_ranks(small, tmp_path / "ranks", micro_batch_size=2, **common))
-    succeed(run_ranks(small, tmp_path / "both", micro_batch_size=1, activation_checkpointing=True, **common))
+    succeed(run_toy_ranks(small, tmp_path / "ranks", micro_batch_size=2, **common))
+    succeed(
+        run_toy_ranks(small, tmp_path / "both", micro_batch_size=1, activation_checkpointing=True, **common)
+    )
     start = toy.ToyTask(small.dataset, 1, toy.ToyConfig()).model.state_dict()
     end = load_file(find_checkpoints(tmp_path / "one")[-1] / "model.safetensors")
     assert not torch.equal(start["stem.weight"], end["stem.weight"])
@@ -107,8 +87,8 @@ def test_a_rank_without_deltas_in_some_batches_does_not_hang(
 ):
     """Rank 1 uses the Δ-branch in the first micro-batch of a step only; its gradient still counts."""
     settings = {"micro_batch_size": 1, "parallel": parallel, "clip_norm": None, **THREE_STEPS}
-    succeed(run_ranks(small, tmp_path / "all", **settings))
-    succeed(run_ranks(small, tmp_path / "some", toy={"no_delta_rank": 1}, **settings))
+    succeed(run_toy_ranks(small, tmp_path / "all", **settings))
+    succeed(run_toy_ranks(small, tmp_path / "some", toy={"no_delta_rank": 1}, **settings))
     everything, some = (
         load_file(find_checkpoints(tmp_path / run)[-1] / "optimizer.safetensors") for run in ("all", "some")
     )
@@ -123,13 +103,13 @@ def test_checkpoints_fit_any_ranks(toy: ModuleType, small: Layout, tmp_path: Pat
     common = {"ema_decay": 0.5, "max_steps": 6, "checkpoint_every": 3}
     toy.run(small.dataset, tmp_path / "whole", **common)
     stopping = {"raise_at": 12}  # all ranks meet one of the positions of step 4
-    ranks = run_ranks(small, tmp_path / "cut", toy=stopping, micro_batch_size=2, parallel=first, **common)
+    ranks = run_toy_ranks(small, tmp_path / "cut", toy=stopping, micro_batch_size=2, parallel=first, **common)
     assert any("on fire" in err for _, _, err in ranks)
     assert [path.name for path in find_checkpoints(tmp_path / "cut")] == ["step-00000003"]
     if then == "one":
         toy.run(small.dataset, tmp_path / "cut", **common)
     else:
-        succeed(run_ranks(small, tmp_path / "cut", micro_batch_size=2, parallel=then, **common))
+        succeed(run_toy_ranks(small, tmp_path / "cut", micro_batch_size=2, parallel=then, **common))
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         assert_close(tmp_path / "whole", tmp_path / "cut", name)
 
@@ -143,7 +123,9 @@ def test_bf16_with_batch_norm_trains_on_two_ranks(small: Layout, tmp_path: Path,
         "activation_checkpointing": True,
     }
     toy = {"batch_norm": True, "dropout": 0.1}
-    succeed(run_ranks(small, tmp_path, toy=toy, max_steps=8, eval_every=4, checkpoint_every=4, **settings))
+    succeed(
+        run_toy_ranks(small, tmp_path, toy=toy, max_steps=8, eval_every=4, checkpoint_every=4, **settings)
+    )
     written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written[-1]["loss"] < written[0]["loss"]
     saved = load_file(find_checkpoints(tmp_path)[-1] / "model.safetensors")
@@ -153,7 +135,7 @@ def test_bf16_with_batch_norm_trains_on_two_ranks(small: Layout, tmp_path: Path,
 
 def test_all_ranks_stop_when_the_loss_of_one_is_nan(small: Layout, tmp_path: Path):
     """Position 6 of the order is rank 1's in step 2."""
-    ranks = run_ranks(
+    ranks = run_toy_ranks(
         small, tmp_path, toy={"nan_at": [6]}, micro_batch_size=2, max_steps=4, checkpoint_every=1
     )
     for code, _, err in ranks:
@@ -167,7 +149,7 @@ def test_all_ranks_stop_when_the_loss_of_one_is_nan(small: Layout, tmp_path: Pat
 
 
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(small: Layout, tmp_path: Path):
-    ranks = run_ranks(small, tmp_path, toy={"term_at": 6}, micro_batch_size=2, max_steps=6)
+    ranks = run_toy_ranks(small, tmp_path, toy={"term_at": 6}, micro_batch_size=2, max_steps=6)
     succeed(ranks)
     assert [json.loads(out)["num_steps"] for _, out, _ in ranks] == [2, 2]
     assert [path.name for path in find_checkpoints(tmp_path)] == ["step-00000002"]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from cope_prep.pipeline.layout import Layout
 
 sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
 import small_models
+from ranks import run_ranks
 
 PROGRAM = Path(__file__).parent / "run_task.py"
 # Batch statistics are those of a rank's own frames: with stored ones, ranks make no difference.
@@ -46,31 +44,8 @@ def config_of(kind: str, small: Layout, models: Path, output: Path, **values: An
 
 
 def run_two_ranks(kind: str, config: PretrainConfig | FinetuneConfig) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(PROGRAM), kind, config.model_dump_json()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONDONTWRITEBYTECODE": "1",
-            },
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        for process in processes:
-            _, err = process.communicate(timeout=200)
-            assert process.returncode == 0, err
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    for code, _, err in run_ranks(str(PROGRAM), kind, config.model_dump_json()):
+        assert code == 0, err
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
@@ -101,15 +104,14 @@ def _find(layout: Layout, video_id: str) -> tuple[str, list[SampleSpan]]:
 
 
 def _in_shards(layout: Layout, video_id: str) -> tuple[str, list[SampleSpan]] | None:
-    # A filtered read: the index of LLaVA-Video-178K has more than a million rows.
     try:
         with storage.open_read(layout.index) as file:
-            table = pq.read_table(file, columns=_INDEX_COLUMNS, filters=[("video_id", "=", video_id)])
+            found = _rows_of(pq.ParquetFile(file), video_id)
     except SourceNotFoundError:
         return None
     except (pa.ArrowInvalid, OSError) as exc:
         raise FormatError(layout.index, f"is not a readable index ({exc})", "Run cope-prep verify.") from exc
-    rows = sorted(table.to_pylist(), key=lambda row: row["gop_index"])
+    rows = sorted(found, key=lambda row: row["gop_index"])
     if not rows:
         return None
     spans = [
@@ -122,6 +124,17 @@ def _in_shards(layout: Layout, video_id: str) -> tuple[str, list[SampleSpan]] | 
         for row in rows
     ]
     return storage.join(layout.folder("shards"), rows[0]["shard"]), spans
+
+
+def _rows_of(index: pq.ParquetFile, video_id: str) -> list[dict[str, Any]]:
+    """All columns only where the video is: the index of LLaVA-Video-178K has more than a million rows."""
+    rows: list[dict[str, Any]] = []
+    for group in range(index.num_row_groups):
+        read = partial(index.read_row_group, group, use_threads=storage.PARQUET_THREADS)
+        is_it = pc.equal(read(columns=["video_id"])["video_id"], video_id)  # pyright: ignore[reportAttributeAccessIssue]
+        if pc.any(is_it).as_py():  # pyright: ignore[reportAttributeAccessIssue]
+            rows += read(columns=_INDEX_COLUMNS).filter(is_it).to_pylist()
+    return rows
 
 
 def _not_there(layout: Layout, video_id: str) -> ConfigurationError:

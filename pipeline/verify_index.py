@@ -33,9 +33,7 @@ class IndexFile:
             self.num_rows: int = self._file.metadata.num_rows
             self._groups: dict[str, list[int]] = {}
             for group in range(self._file.num_row_groups):
-                for shard in (
-                    self._file.read_row_group(group, columns=["shard"])["shard"].unique().to_pylist()
-                ):
+                for shard in self._read(group, ["shard"])["shard"].unique().to_pylist():
                     self._groups.setdefault(shard, []).append(group)
         except (pa.ArrowException, OSError) as exc:
             self._handle.close()
@@ -57,7 +55,7 @@ class IndexFile:
             FormatError: they cannot be read.
         """
         try:
-            tables = [self._file.read_row_group(group) for group in self._groups.get(shard, [])]
+            tables = [self._read(group) for group in self._groups.get(shard, [])]
         except (pa.ArrowException, OSError) as exc:
             raise FormatError(self._uri, f"cannot be read ({exc})", "Run cope-prep shard.") from exc
         return [row for table in tables for row in table.to_pylist() if row["shard"] == shard]
@@ -70,9 +68,12 @@ class IndexFile:
 
         return set(heapq.nsmallest(count, self._keys(), key=place))
 
+    def _read(self, group: int, columns: list[str] | None = None) -> pa.Table:
+        return self._file.read_row_group(group, columns=columns, use_threads=storage.PARQUET_THREADS)
+
     def _keys(self) -> Iterator[str]:
         for group in range(self._file.num_row_groups):
-            yield from self._file.read_row_group(group, columns=["key"])["key"].to_pylist()
+            yield from self._read(group, ["key"])["key"].to_pylist()
 
 
 class KeyOrder:

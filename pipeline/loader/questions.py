@@ -206,5 +206,5 @@ def _unpack(uri: str, out_fd: int) -> None:
     with open_file(uri) as file, open(out_fd, "wb", closefd=False) as out:
         parquet = pq.ParquetFile(file)
         with pyarrow.ipc.new_file(out, parquet.schema_arrow) as writer:
-            for batch in parquet.iter_batches(batch_size=1 << 14):
+            for batch in parquet.iter_batches(batch_size=1 << 14, use_threads=storage.PARQUET_THREADS):
                 writer.write_batch(batch)

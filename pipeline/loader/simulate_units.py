@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Specs
@@ -186,7 +185,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 def _shard_names(uri: str) -> list[str]:
     try:
         with storage.open_read(uri) as file:
-            return pq.read_table(file, columns=["shard"])["shard"].unique().to_pylist()
+            return storage.read_columns(file, ["shard"])["shard"].unique().to_pylist()
     except pa.ArrowInvalid as exc:
         found = str(exc).partition("\n")[0]
         raise FormatError(uri, f"is not an index of shards ({found})") from exc

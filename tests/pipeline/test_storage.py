@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +131,17 @@ def test_remote_write_that_is_refused_fails(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(StorageError, match="read-only bucket"):
         storage.publish_bytes("memory://refused/x", b"1")
     assert not storage.exists("memory://refused/x")
+
+
+def test_tables_are_read_without_the_reader_that_aborts_at_exit(tmp_path: Path) -> None:
+    """pyarrow.dataset's threads may outlive the read: a short process then ended with SIGABRT 1 time in 15."""
+    uri = str(tmp_path / "manifest.parquet")
+    storage.publish_table(uri, MANIFEST.empty_table())
+    script = (
+        "import sys; from cope_prep.pipeline import storage; from cope_prep.schemas.arrow import MANIFEST;"
+        f"storage.read_table({uri!r}, MANIFEST); sys.exit('pyarrow.dataset' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_what_is_not_there_fails(base: str) -> None:

@@ -28,11 +28,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "motion"))
 
-from experiments import MAIN, QUICK_VARIANTS, VARIANTS, Run, plan, run_all
+from experiments import MAIN, VARIANTS, WITH_CURVE, Run, plan, run_all
 from make_data import make_datasets, make_sources
 from questions import ANSWERS, CONTROL_TYPES, MOTION_TYPES
 from recipes import Sizes, Variant, write_models
 
+SEED = 1
+"""Of the videos. The Δ-encoder's code and the recipe were chosen on those of seed 0, train and test."""
 QUICK = Sizes(base_steps=60, stage1_steps=60, stage2_steps=120, eval_every=40, num_eval_batches=4)
 
 
@@ -49,8 +51,8 @@ def main() -> None:
     begin = time.perf_counter()
     folder: Path = arguments.folder
     num_train, num_test, seeds = (600, 100, 1) if arguments.quick else (3000, 300, arguments.seeds)
-    variants, sizes = (QUICK_VARIANTS, QUICK) if arguments.quick else (VARIANTS, Sizes())
-    make_sources(folder, num_train=num_train, num_test=num_test, seed=0, processes=arguments.processes)
+    variants, sizes = (WITH_CURVE, QUICK) if arguments.quick else (VARIANTS, Sizes())
+    make_sources(folder, num_train=num_train, num_test=num_test, seed=SEED, processes=arguments.processes)
     data = make_datasets(folder, block_px=16, workers=arguments.processes, use_ray=not arguments.quick)
     write_models(folder)
     data_s = time.perf_counter() - begin
@@ -66,7 +68,7 @@ def main() -> None:
         "chance": chance(),
         "rows": rows(variants, runs, scores),
         "stage1": stage1_rows(runs, scores),
-        "curves": curves(variants, runs, scores),
+        "curves": curves(runs, scores),
         "minutes": (time.perf_counter() - begin) / 60,
     }
     for path in filter(None, (folder / "results.json", arguments.result)):
@@ -138,12 +140,10 @@ def stage1_rows(runs: list[Run], scores: dict[str, dict[str, Any]]) -> list[dict
     return [{"name": run.name, **scores[run.name]["given"]} for run in runs if run.stage == "stage1"]
 
 
-def curves(
-    variants: tuple[Variant, ...], runs: list[Run], scores: dict[str, dict[str, Any]]
-) -> dict[str, list[dict[str, float]]]:
-    """Held-out accuracy on motion while stage 2 goes on: mean over seeds at each step."""
+def curves(runs: list[Run], scores: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Held-out accuracies while stage 2 goes on, without stage 1 and with it: mean over seeds at each step."""
     found = {}
-    for variant in variants:
+    for variant in WITH_CURVE:
         of_seed = [score["curve"] for score in _of(variant, runs, scores)]
         found[variant.name] = [
             {

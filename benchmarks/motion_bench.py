@@ -21,6 +21,7 @@ import platform
 import signal
 import sys
 import time
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,7 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "motion"))
 
-from experiments import MAIN, VARIANTS, WITH_CURVE, Run, plan, run_all
+from experiments import MAIN, VARIANTS, WITH_CURVE, WITH_STAGE1, Run, plan, run_all
 from make_data import make_datasets, make_sources
 from questions import ANSWERS, CONTROL_TYPES, MOTION_TYPES
 from recipes import Sizes, Variant, write_models
@@ -41,7 +42,7 @@ QUICK = Sizes(base_steps=60, stage1_steps=60, stage2_steps=120, eval_every=40, n
 def main() -> None:
     """Make the data, train everything, print the table, write results.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("motion-bench"))
+    parser.add_argument("folder", type=Path, nargs="?", help="default: motion-bench, or motion-bench-quick")
     parser.add_argument("--quick", action="store_true", help="one seed, two rows, few steps: under 5 minutes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=2)
@@ -49,31 +50,74 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
     begin = time.perf_counter()
-    folder: Path = arguments.folder
+    folder: Path = arguments.folder or Path("motion-bench-quick" if arguments.quick else "motion-bench")
     num_train, num_test, seeds = (600, 100, 1) if arguments.quick else (3000, 300, arguments.seeds)
     variants, sizes = (WITH_CURVE, QUICK) if arguments.quick else (VARIANTS, Sizes())
-    make_sources(folder, num_train=num_train, num_test=num_test, seed=SEED, processes=arguments.processes)
-    data = make_datasets(folder, block_px=16, workers=arguments.processes, use_ray=not arguments.quick)
+    check_settings(folder, {"num_videos": [num_train, num_test], "video_seed": SEED, "sizes": asdict(sizes)})
+    before = minutes_of(folder)
+    try:
+        result = measure(
+            folder,
+            variants,
+            sizes,
+            num_videos=(num_train, num_test),
+            seeds=seeds,
+            processes=arguments.processes,
+        )
+    finally:
+        minutes = before + (time.perf_counter() - begin) / 60
+        (folder / "minutes.json").write_text(json.dumps(minutes))
+    result |= {"quick": arguments.quick, "minutes": minutes}
+    for path in filter(None, (folder / "results.json", arguments.result)):
+        path.write_text(json.dumps(result, indent=1) + "\n")
+    print(table(result))
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """A folder's runs are of one kind: those of the quick table would pass for the whole one's."""
+    file = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.write_text(json.dumps(settings, indent=1))
+    if json.loads(file.read_text()) != settings:
+        raise SystemExit(f"{folder}: has runs of other settings ({file}). Use another folder.")
+
+
+def minutes_of(folder: Path) -> float:
+    """What earlier calls have spent on a folder's runs."""
+    file = folder / "minutes.json"
+    return json.loads(file.read_text()) if file.exists() else 0.0
+
+
+def measure(
+    folder: Path,
+    variants: tuple[Variant, ...],
+    sizes: Sizes,
+    *,
+    num_videos: tuple[int, int],
+    seeds: int,
+    processes: int,
+) -> dict[str, Any]:
+    """All runs that are not there yet; the figures of all."""
+    begin = time.perf_counter()
+    num_train, num_test = num_videos
+    make_sources(folder, num_train=num_train, num_test=num_test, seed=SEED, processes=processes)
+    # A Ray takes longer to start than the quick table's few videos take.
+    data = make_datasets(folder, block_px=16, workers=processes, use_ray=num_train > 1000)
     write_models(folder)
-    data_s = time.perf_counter() - begin
-    say(f"data: {num_train} + {num_test} videos, {data_s:.0f} s")
+    say(f"data: {num_train} + {num_test} videos, {time.perf_counter() - begin:.0f} s")
     runs = plan(variants, seeds)
-    scores = run_all(runs, folder, data.train.parent, sizes, processes=arguments.processes, say=say)
-    result = {
+    scores = run_all(runs, folder, data.train.parent, sizes, processes=processes, say=say)
+    return {
         "date": date.today().isoformat(),
         "hardware": f"{os.cpu_count()} x {platform.processor() or platform.machine()}",
         "seeds": seeds,
-        "quick": arguments.quick,
-        "num_videos": [num_train, num_test],
+        "num_videos": list(num_videos),
         "chance": chance(),
         "rows": rows(variants, runs, scores),
         "stage1": stage1_rows(runs, scores),
         "curves": curves(runs, scores),
-        "minutes": (time.perf_counter() - begin) / 60,
     }
-    for path in filter(None, (folder / "results.json", arguments.result)):
-        path.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(result))
 
 
 def say(line: str) -> None:
@@ -102,7 +146,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 def rows(
     variants: tuple[Variant, ...], runs: list[Run], scores: dict[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The table: each variant, and the main one with Δ zeroed and swapped."""
+    """The table: each variant, and the first ones with Δ zeroed and swapped."""
     found = []
     for variant in variants:
         of_variant = _of(variant, runs, scores)
@@ -111,7 +155,7 @@ def rows(
             ("zero", ", Δ zeroed at inference"),
             ("swap", ", Δ of another video"),
         ):
-            if mode in of_variant[0] and (mode == "given" or variant == MAIN):
+            if mode in of_variant[0]:
                 found.append(
                     {
                         "name": variant.name + suffix,
@@ -164,6 +208,9 @@ def table(result: dict[str, Any]) -> str:
         return text if values["std"] is None else f"{text} ± {100 * values['std']:.1f}"
 
     guess = result["chance"]
+    by_type = [
+        row for row in result["rows"] if row["name"].startswith(MAIN.name) or row["name"] == WITH_STAGE1.name
+    ]
     lines = [
         f"{result['seeds']} seeds, {result['num_videos'][0]} training and {result['num_videos'][1]} test videos,"
         f" {result['minutes']:.0f} min",
@@ -176,12 +223,12 @@ def table(result: dict[str, Any]) -> str:
         ),
         f"| chance | | {100 * guess['motion']:.1f} | {100 * guess['still']:.1f} |",
         "",
-        "| by type, % | chance | " + " | ".join(row["name"] for row in result["rows"][:4]) + " |",
-        "|---" * (2 + len(result["rows"][:4])) + "|",
+        "| by type, % | chance | " + " | ".join(row["name"] for row in by_type) + " |",
+        "|---" * (2 + len(by_type)) + "|",
     ]
     for group, names in (("motion", MOTION_TYPES), ("still", CONTROL_TYPES)):
         for name in names:
-            cells = " | ".join(cell(row[f"{group}_{name}"]) for row in result["rows"][:4])
+            cells = " | ".join(cell(row[f"{group}_{name}"]) for row in by_type)
             lines.append(f"| {name} | {100 * guess[name]:.1f} | {cells} |")
     lines += [
         "",

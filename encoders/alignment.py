@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from pydantic import Field, model_validator
 from torch import nn
 
 from cope_prep.encoders.attention import Block, frame_positions, init_linear
@@ -31,9 +32,15 @@ class AlignmentConfig(Settings):
     """Sizes of the two transformers of stage 1, which do not outlive it."""
 
     width: int = 768
-    num_heads: int = 12
-    reference_layers: int = 2
-    warp_layers: int = 4
+    num_heads: int = Field(default=12, ge=1)
+    reference_layers: int = Field(default=2, ge=0)
+    warp_layers: int = Field(default=4, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> AlignmentConfig:
+        if self.width < 4 or self.width % self.num_heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4 and of num_heads {self.num_heads}")
+        return self
 
 
 class AlignmentModel(nn.Module):

@@ -6,10 +6,12 @@ Nothing is ever downloaded. A folder is what transformers' `save_pretrained` wri
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError, model_validator
 from transformers import (
     AutoTokenizer,
@@ -22,7 +24,7 @@ from transformers import (
 from cope_prep.encoders.chat import check_tokenizer
 from cope_prep.encoders.checkpoint import load_model_weights
 from cope_prep.encoders.delta_encoder import DeltaEncoder, DeltaEncoderConfig
-from cope_prep.encoders.llava import load_llava_weights
+from cope_prep.encoders.llava import LoadReport, load_llava_weights
 from cope_prep.encoders.llava_config import read_llava_config, read_llava_tokenizer
 from cope_prep.encoders.pretrained import load_config, load_pretrained
 from cope_prep.encoders.safetensors_folder import local_folder
@@ -87,7 +89,7 @@ class ModelConfig(Settings):
     delta_frames: bool = True
     """False: pictures alone, the baseline of sparse key frames. The Δ-encoder is there, and not used."""
     stage1: str | None = None
-    """Run of stage 1, or one of its checkpoints, to take the Δ-encoder from."""
+    """Run of stage 1, or one of its checkpoints, to take the Δ-encoder from; not from `start_from`, then."""
     start_from: str | None = None
     """Fine-tuning run of ours, or one of its checkpoints, to take the weights from."""
     start_parts: tuple[Part, ...] = tuple(PARTS)
@@ -102,7 +104,18 @@ class ModelConfig(Settings):
             raise ValueError("weights = 'random' goes with siglip and qwen2")
         if self.start_parts != tuple(PARTS) and self.start_from is None:
             raise ValueError("start_parts goes with start_from")
+        if self.stage1 is not None and self.start_from is not None and "delta" in self.start_parts:
+            others = [part for part in self.start_parts if part != "delta"]
+            raise ValueError(
+                "stage1 and start_from both have a Δ-encoder: leave out stage1 to take that of start_from, or take"
+                f" the rest alone from start_from with start_parts = {json.dumps(others)}"
+            )
         return self
+
+    @property
+    def delta_tokens(self) -> int:
+        """Of one Δ-frame; 0 where there are pictures alone."""
+        return self.delta_encoder.num_tokens if self.delta_frames else 0
 
 
 def build_tower(config: TowerConfig) -> VisionTower:
@@ -116,7 +129,7 @@ def build_tower(config: TowerConfig) -> VisionTower:
         tower = VisionTower(described.vision)
         holder = torch.nn.Module()
         holder.vision_tower = tower
-        load_llava_weights(holder, config.llava, may_miss=(), only=("vision_tower.",))
+        _tell(f"{config.llava}: {load_llava_weights(holder, config.llava, only=('vision_tower.',))}")
         return tower
     assert config.siglip is not None
     if config.video_lm is None:
@@ -167,12 +180,12 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def _from_llava(config: ModelConfig, folder: str) -> VideoLM:
-    described = read_llava_config(folder, delta_tokens=config.delta_encoder.num_tokens)
+    described = read_llava_config(folder, delta_tokens=config.delta_tokens)
     layout = described.layout
     if config.layout is not None:
-        layout = _layout(config.layout, layout.patches_per_side, config)
-    elif not config.delta_frames:
-        layout = layout.model_copy(update={"delta_tokens": 0})
+        layout = token_layout(
+            config.layout, patches_per_side=layout.patches_per_side, delta_tokens=config.delta_tokens
+        )
     model = VideoLM(
         vision_tower=VisionTower(described.vision),
         delta_encoder=DeltaEncoder(config.delta_encoder),
@@ -180,8 +193,23 @@ def _from_llava(config: ModelConfig, folder: str) -> VideoLM:
         layout=layout,
     )
     report = load_llava_weights(model, folder)
-    logger.info("%s: %d tensors loaded, %d left out", folder, len(report.loaded), len(report.unused))
+    untrained = ", ".join(_untrained(config, report))
+    _tell(f"{folder}: {report}" + (f"; untrained in a new run: {untrained}" if untrained else ""))
     return model
+
+
+def _untrained(config: ModelConfig, report: LoadReport) -> list[str]:
+    """What a LLaVA checkpoint does not have, and no run of ours is to give."""
+    given = ("delta_encoder.",) if config.stage1 is not None else ()
+    if config.start_from is not None:
+        given += tuple(prefix for part in config.start_parts for prefix in PARTS[part])
+    return [part for part in report.missing_parts if not f"{part}.".startswith(given)]
+
+
+def _tell(text: str) -> None:
+    """Once for all ranks, and as a warning: programs show nothing below."""
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        logger.warning("%s", text)
 
 
 def _from_parts(config: ModelConfig) -> VideoLM:
@@ -197,12 +225,19 @@ def _from_parts(config: ModelConfig) -> VideoLM:
         vision_tower=tower,
         delta_encoder=DeltaEncoder(config.delta_encoder),
         language_model=language_model,
-        layout=_layout(config.layout or LayoutConfig(), tower.patches_per_side, config),
+        layout=token_layout(
+            config.layout or LayoutConfig(),
+            patches_per_side=tower.patches_per_side,
+            delta_tokens=config.delta_tokens,
+        ),
     )
 
 
-def _layout(layout: LayoutConfig, patches_per_side: int, config: ModelConfig) -> TokenLayout:
-    delta_tokens = config.delta_encoder.num_tokens if config.delta_frames else 0
+def token_layout(layout: LayoutConfig, *, patches_per_side: int, delta_tokens: int) -> TokenLayout:
+    """
+    Raises:
+        ConfigurationError: nothing of a picture would be left.
+    """
     try:
         return TokenLayout(
             patches_per_side=patches_per_side, delta_tokens=delta_tokens, **layout.model_dump()

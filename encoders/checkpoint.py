@@ -29,8 +29,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cope_prep.encoders import random_state
+from cope_prep.encoders.delta_encoder import DeltaEncoder
 from cope_prep.encoders.distributed import Ranks, fill
 from cope_prep.encoders.optimization import WeightAverage
+from cope_prep.encoders.run_record import check_delta_encoder
 from cope_prep.encoders.tensor_files import (
     check_same_names,
     disk_errors,
@@ -200,9 +202,13 @@ def load_model_weights(
     average: the averaged weights rather than the last ones.
 
     Raises:
-        ConfigurationError: nothing there, or other names or shapes than the module has; says which.
+        ConfigurationError: nothing there, other names or shapes than the module has, or a Δ-encoder that computes
+            something else with the same shapes; says which.
     """
     file = _weights_file(Path(path), _EMA if average else _MODEL)
+    for name, part in module.named_modules():
+        if isinstance(part, DeltaEncoder) and not f"{name}.".startswith(skip):
+            check_delta_encoder(path, part.config.model_dump(mode="json"))
     targets = {name: tensor for name, tensor in model_tensors(module).items() if not name.startswith(skip)}
     fill_tensors(file, targets, prefix=prefix or "", skip=skip)
     return file

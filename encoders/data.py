@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from cope_prep.encoders.run_record import SEVERAL, differences
 from cope_prep.encoders.settings import Settings
 from cope_prep.pipeline.loader import (
     GopDataset,
@@ -15,8 +16,9 @@ from cope_prep.pipeline.loader import (
     TokenCounts,
     read_mix_parts,
 )
-from cope_prep.pipeline.loader.collate import Geometry
 from cope_prep.schemas.errors import ConfigurationError
+
+Dataset = GopDataset | QADataset
 
 
 class ExpectedGeometry(Settings):
@@ -27,7 +29,15 @@ class ExpectedGeometry(Settings):
     window: int | None = None
     """As read: see DataConfig.window."""
     block_px: int | None = None
+    width_px: int | None = None
+    height_px: int | None = None
+    """Of every frame."""
     residual: Literal["dct", "int8", "lossless"] | None = None
+    residual_quality: int | None = None
+    """Of dct."""
+    residual_step: int | None = None
+    residual_deadzone: int | None = None
+    """Of int8, in grey levels."""
 
 
 class DataConfig(Settings):
@@ -81,7 +91,7 @@ class DataConfig(Settings):
             windows_per_visit=windows_per_visit,
             **self._common(held_out),
         )
-        self.check(dataset.geometry)
+        self.check(dataset)
         return dataset
 
     def questions(
@@ -105,20 +115,23 @@ class DataConfig(Settings):
             questions_per_visit=questions_per_visit,
             **self._common(held_out),
         )
-        self.check(dataset.geometry)
+        self.check(dataset)
         return dataset
 
-    def check(self, geometry: Geometry) -> None:
+    def check(self, dataset: Dataset) -> None:
         """
         Raises:
             ConfigurationError: the shards are not what `expect` says.
         """
-        found = geometry_values(geometry)
+        found = geometry_values(dataset)
         for name, wanted in self.expect.model_dump(exclude_none=True).items():
-            if found[name] != wanted:
+            if found.get(name) != wanted:
+                has, expects = f"{name} {found.get(name)}", f"{wanted}"
+                if name not in found:  # a parameter of another coding
+                    has, expects = f"residual {found['residual']}", f"{name} {wanted}"
                 raise ConfigurationError(
                     self.dataset,
-                    f"has {name} {found[name]}, the configuration expects {wanted} (data.expect.{name})",
+                    f"has {has}, the configuration expects {expects} (data.expect.{name})",
                     "Train on shards that were made with it, or change the configuration.",
                 )
 
@@ -132,12 +145,37 @@ class DataConfig(Settings):
         }
 
 
-def geometry_values(geometry: Geometry) -> dict[str, Any]:
-    """What a model learns to read: a Δ-encoder of one geometry is not one of another."""
+def geometry_values(dataset: Dataset) -> dict[str, Any]:
+    """What a model learns to read: a Δ-encoder of one geometry is not one of another.
+
+    The frame's size is part of it, though a Δ-encoder takes any: vectors are in pixels of the frame, the tower's
+    picture is one square for all. 8 px move that picture twice as far in a frame of half the width, and how far is
+    what stage 1 has learned. It is read from the index, as `keep` leaves each video its own: then it is "several".
+    """
+    geometry = dataset.geometry
+    residual = geometry.residual_spec.model_dump()
+    sizes_px = dataset.store.catalog.size_px
+    (low_h, low_w), (high_h, high_w) = sizes_px.min(axis=0).tolist(), sizes_px.max(axis=0).tolist()
     return {
         "fps": geometry.fps,
         "gop_size": geometry.gop_size,
         "window": geometry.window,
         "block_px": geometry.block_px,
-        "residual": geometry.residual_spec.kind,
+        "width_px": low_w if low_w == high_w else SEVERAL,
+        "height_px": low_h if low_h == high_h else SEVERAL,
+        "residual": residual.pop("kind"),
+        **{f"residual_{name}": value for name, value in residual.items()},
     }
+
+
+def check_held_out(data: DataConfig, dataset: Dataset, eval_data: DataConfig, eval_dataset: Dataset) -> None:
+    """
+    Raises:
+        ConfigurationError: held-out data of another geometry, whose figures would not be those of what is trained.
+    """
+    if different := differences(geometry_values(dataset), geometry_values(eval_dataset)):
+        raise ConfigurationError(
+            eval_data.dataset,
+            f"is held-out data for {data.dataset}, which has {', '.join(different)}",
+            "Make both with the same settings; eval_data.window merges stored windows.",
+        )

@@ -31,6 +31,7 @@ from torch import nn
 from transformers import ResNetConfig, ResNetModel
 
 from cope_prep.encoders.attention import Block, frame_positions, init_linear
+from cope_prep.encoders.frame_sizes import rows_by_size
 from cope_prep.encoders.pretrained import load_pretrained
 from cope_prep.encoders.settings import Settings
 from cope_prep.pipeline.loader import DeviceGops
@@ -49,6 +50,7 @@ _BAND_WIDTH_OCTAVES = 0.75
 """Standard deviation."""
 _LENGTH_WEIGHT = 0.4
 """Of the bands alone, beside those with a direction: at 1 "which way" is learned late, at 0 "how fast"."""
+VECTOR_CODE_WIDTH = 3 * len(_LENGTH_BANDS_OCTAVES)
 MIN_TOKENS, MAX_TOKENS = 2, 32
 
 
@@ -107,12 +109,15 @@ class DeltaEncoder(nn.Module):
         residual_y_BPCHW: torch.Tensor,
         residual_uv_BPCHW: torch.Tensor,
         delta_mask_BP: torch.Tensor,
+        size_px_B2: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         motion_px_BPCHW: float [B, P, 2, Hb, Wb], (x, y) in pixels, backward.
         intra_BPHW: bool [B, P, Hb, Wb].
         residual_y_BPCHW, residual_uv_BPCHW: float [B, P, 1, H, W], [B, P, 2, H/2, W/2] in [-1, 1].
         delta_mask_BP: bool [B, P]: which Δ-frames are there; of the others the tokens are 0.
+        size_px_B2: int [B, 2]: height and width of each GOP's frames, at the top left of what is given; the rest is
+            padding, which is not looked at. None: there is none.
 
         Returns: [B, P, N, output_width].
         """
@@ -123,23 +128,30 @@ class DeltaEncoder(nn.Module):
             # Every parameter keeps a gradient, of zero, so that ranks with and without Δ-frames can meet.
             nothing = sum((p.sum() * 0 for p in self.parameters()), motion_px_BPCHW.new_zeros(()))
             return (motion_px_BPCHW.new_zeros(shape) + nothing).unflatten(0, (num_gops, num_frames))
+        groups: list[tuple[torch.Tensor, tuple[int, int] | None]] = [(frames_F, None)]
+        if size_px_B2 is not None:
+            sizes_F2 = size_px_B2[frames_F // num_frames]
+            groups = [(frames_F[rows], size_px) for size_px, rows in rows_by_size(sizes_F2)]
+        block_px = residual_y_BPCHW.shape[-1] // intra_BPHW.shape[-1]
         tokens = []
-        if self.motion is not None:
-            tokens.append(
-                self.motion(motion_px_BPCHW.flatten(0, 1)[frames_F], intra_BPHW.flatten(0, 1)[frames_F])
-            )
-        if self.residual is not None:
-            luma_FCHW, chroma_FCHW = (
-                planes.flatten(0, 1)[frames_F] for planes in (residual_y_BPCHW, residual_uv_BPCHW)
-            )
-            tokens.append(self.residual(luma_FCHW, chroma_FCHW))
-        tokens_FND = torch.cat(tokens, dim=1)
+        for group in groups:
+            branches = []
+            if self.motion is not None:
+                motion_FCHW = _take(motion_px_BPCHW, *group, cell_px=block_px)
+                branches.append(self.motion(motion_FCHW, _take(intra_BPHW, *group, cell_px=block_px)))
+            if self.residual is not None:
+                luma_FCHW = _take(residual_y_BPCHW, *group)
+                branches.append(self.residual(luma_FCHW, _take(residual_uv_BPCHW, *group, cell_px=2)))
+            tokens.append(torch.cat(branches, dim=1))
+        tokens_FND = torch.cat(tokens)
+        frames_F = torch.cat([frames for frames, _ in groups])
         every = tokens_FND.new_zeros(shape).index_copy(0, frames_F, tokens_FND)
         return every.unflatten(0, (num_gops, num_frames))
 
     def encode(self, gops: DeviceGops) -> torch.Tensor:
         """Δ-tokens [B, P, N, output_width] of a loader's batch (`to_device`)."""
-        return self(gops.motion_px, gops.intra, gops.residual_y, gops.residual_uv, gops.batch.delta_mask)
+        mask_BP, size_px_B2 = gops.batch.delta_mask, gops.batch.size_px
+        return self(gops.motion_px, gops.intra, gops.residual_y, gops.residual_uv, mask_BP, size_px_B2)
 
     def train(self, mode: bool = True) -> DeltaEncoder:
         super().train(mode)
@@ -182,7 +194,7 @@ class MotionBranch(nn.Module):
 
     def __init__(self, config: DeltaEncoderConfig) -> None:
         super().__init__()
-        num_inputs = 3 * len(_LENGTH_BANDS_OCTAVES) + 1
+        num_inputs = VECTOR_CODE_WIDTH + 1  # whether it is intra
         self.mlp = nn.Sequential(
             nn.Linear(num_inputs, config.width), nn.GELU(), nn.Linear(config.width, config.width)
         )
@@ -191,7 +203,7 @@ class MotionBranch(nn.Module):
         init_linear(self)
 
     def forward(self, motion_px_FCHW: torch.Tensor, intra_FHW: torch.Tensor) -> torch.Tensor:
-        coded_FCHW = _length_and_direction(motion_px_FCHW)
+        coded_FCHW = length_and_direction(motion_px_FCHW)
         cells_FCHW = torch.cat((coded_FCHW, intra_FHW[:, None].to(coded_FCHW.dtype)), dim=1)
         cells_FSC = _with_rest(cells_FCHW).flatten(2).transpose(1, 2)  # [F, C, Hb, Wb] -> [F, Hb * Wb, C]
         height, width = intra_FHW.shape[-2:]
@@ -222,7 +234,7 @@ class ResidualBranch(nn.Module):
         return self.summary(self.narrow(map_FCHW.flatten(2).transpose(1, 2)), (height, width))
 
 
-def _length_and_direction(motion_px_FCHW: torch.Tensor) -> torch.Tensor:
+def length_and_direction(motion_px_FCHW: torch.Tensor) -> torch.Tensor:
     """Vectors (x, y) -> K bands of their length, then the bands times x and times y of their direction:
     [F, 3 K, Hb, Wb]. A vector of zero is all zeros.
     """
@@ -231,6 +243,16 @@ def _length_and_direction(motion_px_FCHW: torch.Tensor) -> torch.Tensor:
     bands_FKHW = (-0.5 * ((length_F1HW.log2() - centres_K) / _BAND_WIDTH_OCTAVES) ** 2).exp()
     x_F1HW, y_F1HW = (motion_px_FCHW / length_F1HW).split(1, dim=1)
     return torch.cat((_LENGTH_WEIGHT * bands_FKHW, bands_FKHW * x_F1HW, bands_FKHW * y_F1HW), dim=1)
+
+
+def _take(
+    planes_BPCHW: torch.Tensor, frames_F: torch.Tensor, size_px: tuple[int, int] | None, *, cell_px: int = 1
+) -> torch.Tensor:
+    """Some of the frames, [F, C, H, W]; of those of one size, without the padding to a larger one."""
+    planes_FCHW = planes_BPCHW.flatten(0, 1)[frames_F]
+    if size_px is None:
+        return planes_FCHW
+    return planes_FCHW[..., : size_px[0] // cell_px, : size_px[1] // cell_px]
 
 
 def _with_rest(inputs_FCHW: torch.Tensor) -> torch.Tensor:

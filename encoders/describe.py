@@ -16,7 +16,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,11 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
 
 from cope_prep.encoders.alignment import AlignmentModel
-from cope_prep.encoders.build import LayoutConfig
+from cope_prep.encoders.build import LayoutConfig, token_layout
 from cope_prep.encoders.delta_encoder import DeltaEncoder, DeltaEncoderConfig
 from cope_prep.encoders.finetune import FinetuneConfig
+from cope_prep.encoders.llava_config import SO400M, read_llava_config
 from cope_prep.encoders.pretrain import PretrainConfig
-from cope_prep.encoders.safetensors_folder import read_json
+from cope_prep.encoders.pretrained import load_config
 from cope_prep.encoders.token_stream import TokenLayout, gop_tokens
 from cope_prep.encoders.video_lm import VideoLM
 from cope_prep.encoders.vision_tower import VisionTower
@@ -41,14 +41,6 @@ LIKE = "llava-video-7b"
 _MEASURE_S = 2.0
 """A median of as many runs as fit; one at least."""
 _MAX_RUNS = 20
-SO400M: dict[str, Any] = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
 QWEN2_7B: dict[str, Any] = {
     "vocab_size": 152064,
     "hidden_size": 3584,
@@ -123,7 +115,8 @@ def describe(
     Else config.json alone is read of each.
 
     Raises:
-        ConfigurationError: a folder has no config.json, or a P-frame of that size has no whole grid of blocks.
+        ConfigurationError: a folder has no config.json, or that of a model which build.py would not take; or a
+            P-frame of that size has no whole grid of blocks.
     """
     shapes = _shapes(config, like=like)
     expect = config.data.expect if config is not None else None
@@ -160,58 +153,37 @@ def _shapes(config: PretrainConfig | FinetuneConfig | None, *, like: str | None)
     if config is None and like is None:
         raise ConfigurationError("describe", "has nothing to describe", f"Give a CONFIG, or --like {LIKE}.")
     if isinstance(config, FinetuneConfig):
-        sources, delta, layout = config.model, config.model.delta_encoder, config.model.layout
+        sources, delta, chosen = config.model, config.model.delta_encoder, config.model.layout
         siglip, llava, qwen2 = sources.siglip, sources.llava, sources.qwen2
+        delta_tokens = config.model.delta_tokens
     else:
         delta = DeltaEncoderConfig() if config is None else config.delta_encoder
-        layout, qwen2 = None, None
+        chosen, qwen2, delta_tokens = None, None, delta.num_tokens
         siglip, llava = (None, None) if config is None else (config.tower.siglip, config.tower.llava)
     language: Qwen2Config | None = None
+    layout: TokenLayout | None = None
     if like is not None:
         vision = SiglipVisionConfig(**SO400M)
         language = Qwen2Config(**QWEN2_7B)
     elif llava is not None:
-        vision, language, stored = _read_llava(Path(llava))
-        layout = layout or stored
+        stored = read_llava_config(llava, delta_tokens=delta_tokens, has_weights=False)
+        vision, language = stored.vision, stored.language
+        layout = stored.layout if chosen is None else None
     else:
         assert siglip is not None
-        values = read_json(Path(siglip) / "config.json")
-        vision = SiglipVisionConfig.from_dict(values.get("vision_config") or values)
-        language = Qwen2Config.from_dict(read_json(Path(qwen2) / "config.json")) if qwen2 else None
+        vision = load_config(SiglipVisionConfig, siglip)
+        language = load_config(Qwen2Config, qwen2) if qwen2 else None
     if isinstance(config, PretrainConfig):
         language = None
-    side = int(vision.image_size) // int(vision.patch_size)  # type: ignore[arg-type]
-    chosen = (layout or LayoutConfig()).model_dump()
+    if layout is None:
+        side = int(vision.image_size) // int(vision.patch_size)  # type: ignore[arg-type]
+        layout = token_layout(chosen or LayoutConfig(), patches_per_side=side, delta_tokens=delta_tokens)
     return Shapes(
         vision=vision,
         language=language,
         delta=delta.model_copy(update={"resnet_checkpoint": None}),
-        layout=TokenLayout(patches_per_side=side, delta_tokens=delta.num_tokens, **chosen),
+        layout=layout,
     )
-
-
-def _read_llava(folder: Path) -> tuple[SiglipVisionConfig, Qwen2Config, LayoutConfig]:
-    """A LLaVA-Video checkpoint's config.json; llava_config.py reads it with the weights, and more strictly."""
-    values = read_json(folder / "config.json")
-    tower = (
-        folder
-        / str(
-            values.get("mm_vision_tower", ""),
-        )
-        / "config.json"
-    )
-    vision = SO400M
-    if tower.is_file() and tower.parent != folder:
-        stored = read_json(tower)
-        vision = stored.get("vision_config") or stored
-    newline = str(values.get("mm_newline_position", "one_token"))
-    layout = {
-        "pool_stride": values.get("mm_spatial_pool_stride") or 2,
-        "pooling": values.get("mm_spatial_pool_mode") or "bilinear",
-        "newline": "none" if newline == "no_token" else newline,
-    }
-    language = {name: values[name] for name in QWEN2_7B if name in values}
-    return SiglipVisionConfig.from_dict(vision), Qwen2Config(**language), LayoutConfig(**layout)
 
 
 def _parts(config: PretrainConfig | FinetuneConfig | None, shapes: Shapes) -> dict[str, int]:

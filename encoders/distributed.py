@@ -122,6 +122,19 @@ def _find_device(name: str) -> torch.device:
     return device
 
 
+def check_parallel(parallel: Parallel) -> None:
+    """
+    Raises:
+        ConfigurationError: this torch cannot do it.
+    """
+    if parallel == "fsdp2" and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+        raise ConfigurationError(
+            "parallel 'fsdp2'",
+            f"needs torch 2.13 or newer, here is {torch.__version__}",
+            "A batch without Δ-frames would hang older ones. Use parallel = 'ddp', or another torch.",
+        )
+
+
 def spread(
     model: nn.Module, blocks: Sequence[nn.Module], ranks: Ranks, *, parallel: Parallel, is_bf16: bool
 ) -> nn.Module:
@@ -177,13 +190,23 @@ def reshard(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module, ranks: Ranks) -> None:
-    """Mean over ranks of the buffers that hold real numbers: each rank's BatchNorm has seen its own samples."""
-    if ranks.world_size == 1:
+def average_statistics(model: nn.Module, ranks: Ranks) -> None:
+    """Mean over ranks of BatchNorm's running statistics, where they move: each rank's have seen its own samples.
+
+    After every step, not only where a checkpoint is written: the result must not depend on how many of them are.
+    """
+    buffers = [
+        buffer
+        for module in model.modules()
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.training
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
+    if ranks.world_size == 1 or not buffers:
         return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.copy_(ranks.sum(buffer.double()) / ranks.world_size)
+    means = ranks.sum(torch.cat([buffer.flatten().double() for buffer in buffers])) / ranks.world_size
+    for buffer, mean in zip(buffers, means.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

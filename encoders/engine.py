@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,9 +37,9 @@ from cope_prep.encoders.checkpoint import (
     remove_incomplete,
     save_checkpoint,
 )
-from cope_prep.encoders.distributed import Parallel, Ranks, average_buffers, connect, spread
+from cope_prep.encoders.distributed import Parallel, Ranks, average_statistics, connect, spread
 from cope_prep.encoders.interruption import StopSignals, begin_worker
-from cope_prep.encoders.metrics import MetricsLog, Stopwatch, last_metrics, peak_memory_gb
+from cope_prep.encoders.metrics import MetricsLog, Stopwatch, has_figures, last_metrics, peak_memory_gb
 from cope_prep.encoders.optimization import (
     OptimizerConfig,
     WeightAverage,
@@ -110,6 +111,8 @@ class TrainingResult:
     checkpoint: Path
     was_stopped: bool
     """By a signal, before max_steps."""
+    signal_number: int | None = None
+    """The signal, if it was this rank that got it."""
 
 
 def train(
@@ -147,6 +150,7 @@ def train(
         )  # fmt: skip
 
         ranks.on_first(lambda: (run.mkdir(parents=True, exist_ok=True), remove_incomplete(run)))
+        check_shared(run, ranks)
         progress, saved = Progress(), ranks.on_first(lambda: (find_checkpoints(run) or [None])[-1])
         if saved is not None:
             progress = load_checkpoint(saved, trained, ranks)
@@ -162,6 +166,11 @@ def train(
         batches = stack.enter_context(contextlib.closing(_endless(task.dataset, config, ranks)))
         watch, is_stopping = Stopwatch(), False
         metrics = ranks.on_first(lambda: last_metrics(run))  # of a run that goes on
+        if progress.step >= config.max_steps and not ranks.on_first(lambda: has_figures(run, progress.step)):
+            # Its last evaluation failed, or was interrupted.
+            metrics = {"samples": progress.num_samples, **computation.evaluate()}
+            if log is not None:
+                log.write(progress.step, metrics)
 
         while progress.step < config.max_steps and not is_stopping:
             step = progress.step + 1
@@ -187,6 +196,7 @@ def train(
                     progress.num_empty_steps += 1
                     logger.warning("step %d: no valid sample on any rank; the weights stay", step)
                 optimizer.zero_grad()
+                average_statistics(task.model, ranks)
             progress.step = step
             progress.num_samples += sums.num_samples
             progress.loader = sums.batches[-1].info.state
@@ -198,6 +208,9 @@ def train(
                 figures |= sums.means() | {f"lr/{name}": rate for name, rate in rates.items()}
                 figures |= {"grad_norm": grad_norm, "weight": sums.weight, "num_skipped": sums.num_skipped}
                 figures |= {**watch.report(), "peak_memory_gb": peak_memory_gb(ranks.device)}
+            if is_last:
+                # Before the evaluation: an error there must not cost the steps since the checkpoint before.
+                saved = save_checkpoint(run, trained, progress, ranks, keep=config.keep_checkpoints)
             if is_last or (config.eval_every and step % config.eval_every == 0):
                 figures |= computation.evaluate()
             if figures:
@@ -211,17 +224,20 @@ def train(
                 log.advance(step)
                 if figures:
                     log.write(step, metrics)
-            if is_last or is_stopping or step % config.checkpoint_every == 0:
-                average_buffers(task.model, ranks)
+            if not is_last and (is_stopping or step % config.checkpoint_every == 0):
                 saved = save_checkpoint(run, trained, progress, ranks, keep=config.keep_checkpoints)
-                if on_report is not None:
-                    on_report(step, metrics, saved)
+            if on_report is not None and (is_last or is_stopping or step % config.checkpoint_every == 0):
+                on_report(step, metrics, saved)
 
         assert saved is not None
         if log is not None and is_stopping:
             log.say(f"stopped after step {progress.step}, as asked; the same command goes on from {saved}")
         return TrainingResult(
-            num_steps=progress.step, metrics=metrics, checkpoint=saved, was_stopped=is_stopping
+            num_steps=progress.step,
+            metrics=metrics,
+            checkpoint=saved,
+            was_stopped=is_stopping,
+            signal_number=signals.number if is_stopping else None,
         )
 
 
@@ -242,6 +258,21 @@ def _endless(
     while True:
         yield from loader
         dataset.set_epoch(dataset.epoch + 1)
+
+
+def check_shared(run: Path, ranks: Ranks) -> None:
+    """Every rank reads the checkpoints: better to learn now than at the first restart that one of them cannot."""
+    marker = ranks.on_first(lambda: run / f".seen-by-all-{uuid.uuid4().hex}")
+    ranks.on_first(marker.touch)
+    blind = [rank for rank, sees in enumerate(ranks.gather(marker.exists())) if not sees]
+    ranks.on_first(lambda: marker.unlink(missing_ok=True))
+    if blind:
+        raise ConfigurationError(
+            f"output_dir {run}",
+            f"is not the same folder for all ranks: {', '.join(map(str, blind[:8]))} of {ranks.world_size} do not"
+            " see what rank 0 writes",
+            "Use a folder that all of them share.",
+        )
 
 
 def _check_dataset(task: Task, config: TrainingConfig, ranks: Ranks) -> None:

@@ -8,17 +8,25 @@ without generating.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Hashable, Mapping
+from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 
 from cope_prep.encoders.sequences import SequenceBatch
 from cope_prep.encoders.video_lm import DeltaMode, VideoLM
 from cope_prep.pipeline.loader import DeviceGops
 
 ValueT = TypeVar("ValueT")
+EvalBatches = Annotated[int, Field(ge=1)] | Literal["all"]
+"""How many held-out batches of a rank are evaluated each time."""
+
+
+def limit_of(num_batches: EvalBatches) -> int | None:
+    """As `itertools.islice` has it."""
+    return None if num_batches == "all" else num_batches
 
 
 @torch.no_grad()
@@ -46,15 +54,15 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._answers: dict[str, tuple[str, bool]] = {}
+        self._answers: dict[Hashable, tuple[str, bool]] = {}
 
-    def add(self, question_id: str, name: str, is_right: bool) -> None:
-        """Take one answer down."""
-        self._answers.setdefault(question_id, (name, is_right))
+    def add(self, question: Hashable, name: str, is_right: bool) -> None:
+        """Take one answer down. `question`: what it is known by, in all parts of a mix."""
+        self._answers.setdefault(question, (name, is_right))
 
     def shares(self) -> dict[str, float]:
         """Share of right answers of each kind, and of all as `all`; the same on every rank."""
-        answers: dict[str, tuple[str, bool]] = {}
+        answers: dict[Hashable, tuple[str, bool]] = {}
         for of_rank in _gather(self._answers):
             answers = of_rank | answers
         of_name: dict[str, list[bool]] = defaultdict(list)

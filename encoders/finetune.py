@@ -8,19 +8,20 @@ the newline), the Δ parts, the language model.
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from cope_prep.encoders.build import PARTS, ModelConfig, build_tokenizer, build_video_lm
-from cope_prep.encoders.chat import SYSTEM, encode_chat, video_prompt
-from cope_prep.encoders.data import DataConfig, geometry_values
+from cope_prep.encoders.chat import SYSTEM, EncodedChat, encode_chat, video_prompt
+from cope_prep.encoders.data import DataConfig, check_held_out, geometry_values
 from cope_prep.encoders.engine import TrainingConfig
-from cope_prep.encoders.evaluate import Tally, is_exact
+from cope_prep.encoders.evaluate import EvalBatches, Tally, is_exact, limit_of
 from cope_prep.encoders.program import run_program
 from cope_prep.encoders.run_record import check_geometry
 from cope_prep.encoders.sequences import SequenceBatch, build_sequences
@@ -30,7 +31,9 @@ from cope_prep.encoders.token_stream import TokenLayout
 from cope_prep.encoders.video_lm import DeltaMode, VideoLM
 from cope_prep.pipeline.loader import QADataset, to_device
 from cope_prep.pipeline.loader.batch import PAD, GopBatch, QABatch
-from cope_prep.schemas.errors import ConfigurationError
+from cope_prep.schemas.errors import ConfigurationError, FormatError
+
+logger = logging.getLogger(__name__)
 
 
 class GroupConfig(Settings):
@@ -66,16 +69,27 @@ class FinetuneConfig(Settings):
     time_prompt: bool = True
     """Say length and times of the frames before the question, as LLaVA-Video does."""
     allow_other_geometry: bool = False
-    """Take a Δ-encoder that has learned from data of another fps, GOP, window, block size or residual coding."""
+    """Take a Δ-encoder that has learned from data of another fps, GOP, window, block, frame size or residual."""
     packing: bool = False
     max_length: int | None = None
     """Of a sequence in tokens; of a packed row, too."""
     eval_data: DataConfig | None = None
     """Held-out shards: exact match of greedy answers, by the questions' data_source."""
-    eval_batches: int | None = 50
-    eval_batch_size: int | None = None
+    eval_batches: EvalBatches = 50
+    eval_batch_size: int | None = Field(default=None, ge=1)
     """Questions of a rank; None: as in training."""
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _check(self) -> FinetuneConfig:
+        if self.packing and self.max_length is None:
+            raise ValueError("packing needs max_length, the length of a packed row")
+        trained = [name for name in PARTS if getattr(self.groups, name).train]
+        if not trained:
+            raise ValueError("groups train nothing: let one of them train")
+        if trained == ["delta"] and not self.model.delta_frames:
+            raise ValueError("groups train delta alone, and model.delta_frames = false leaves it out")
+        return self
 
 
 class FinetuneTask(Task):
@@ -98,6 +112,7 @@ class FinetuneTask(Task):
         if config.eval_data is not None:
             batch_size = config.eval_batch_size or config.training.micro_batch_size
             self.eval_dataset = self._dataset(config.eval_data, batch_size, held_out=True)
+            check_held_out(config.data, self.dataset, config.eval_data, self.eval_dataset)
         self._groups = self._split_parameters()
 
     def _check_geometry(self) -> None:
@@ -105,7 +120,7 @@ class FinetuneTask(Task):
         origins = [model.stage1, model.start_from if "delta" in model.start_parts else None]
         if not self.config.allow_other_geometry:
             for origin in filter(None, origins):
-                check_geometry(origin, geometry_values(self.dataset.geometry))
+                check_geometry(origin, geometry_values(self.dataset))
 
     def _dataset(self, data: DataConfig, batch_size: int, *, held_out: bool) -> QADataset:
         return data.questions(
@@ -129,8 +144,6 @@ class FinetuneTask(Task):
             if chosen.train:
                 groups.append(ParameterGroup(name=name, parameters=parameters, lr_scale=chosen.lr_scale))
         assert not named, f"in no group: {sorted(named)}"
-        if not groups:
-            raise ConfigurationError("groups", "train nothing", "Let one of them train.")
         return groups
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -152,19 +165,34 @@ class FinetuneTask(Task):
         ]
 
     def sequences(self, batch: QABatch) -> SequenceBatch:
-        """The questions of a batch with their answers, as rows of integers, on the host."""
-        chats = [
-            encode_chat(
-                question.turns,
-                self.tokenizer,
-                prompt=self._prompt(batch, index),
-                system=self.config.system,
-                question_id=question.question_id,
-            )
-            for index, question in enumerate(batch.questions)
-        ]
+        """The questions of a batch with their answers, as rows of integers, on the host.
+
+        With data.on_error = "skip" a record that makes no conversation, or too long a one, has no row.
+        """
+        on_error = self.config.data.on_error
+        chats: list[EncodedChat | None] = []
+        for index, question in enumerate(batch.questions):
+            try:
+                chat = encode_chat(
+                    question.turns,
+                    self.tokenizer,
+                    prompt=self._prompt(batch, index),
+                    system=self.config.system,
+                    question_id=question.question_id,
+                )
+            except FormatError as exc:
+                if on_error == "raise":
+                    raise
+                logger.warning("left out: %s", exc)
+                chat = None
+            chats.append(chat)
         return build_sequences(
-            batch, chats, self.layout, packing=self.config.packing, max_length=self.config.max_length
+            batch,
+            chats,
+            self.layout,
+            packing=self.config.packing,
+            max_length=self.config.max_length,
+            on_error=on_error,
         )
 
     def _prompt(self, batch: QABatch, index: int) -> str | None:
@@ -182,10 +210,12 @@ class FinetuneTask(Task):
             "sequences": sequences.to(device),
             "is_packed": self.config.packing,
         }
+        num_samples = len(sequences.questions)
         return Prepared(
             inputs=inputs,
             weight=float(sequences.num_answer_tokens),
-            num_samples=int(batch.question_is_valid.sum()),
+            num_samples=num_samples,
+            num_skipped=int(batch.question_is_valid.sum()) - num_samples,
         )
 
     def evaluate(self, device: torch.device) -> dict[str, float]:
@@ -199,12 +229,14 @@ class FinetuneTask(Task):
             return {}
         tally = Tally()
         loader = DataLoader(self.eval_dataset, batch_size=None)
-        for batch in itertools.islice(loader, num_batches or self.config.eval_batches):
+        for batch in itertools.islice(loader, num_batches or limit_of(self.config.eval_batches)):
             inputs = self.prepare(batch, device).inputs
             right = is_exact(self.model, **inputs, num_questions=len(batch), delta=delta).tolist()
-            for index, question in enumerate(batch.questions):
-                if bool(batch.question_is_valid[index]):
-                    tally.add(question.question_id, question.data_source, right[index])
+            for index in sorted(inputs["sequences"].questions):
+                question = batch.questions[index]
+                # Its id alone is a place in a file: two datasets of a mix may have files of one name.
+                known_by = (question.question_id, question.video_id, question.turns)
+                tally.add(known_by, question.data_source, right[index])
         return {f"accuracy/{name}": share for name, share in tally.shares().items()}
 
 

@@ -11,13 +11,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Within it, the first signal sets `is_set`, the second one does what it did before.
+    """Within it, the first signal sets `is_set` and `number`, the second one does what it did before.
 
     Only in the main thread: elsewhere (Ray Train's workers) the signals are whoever's is there.
     """
 
     def __init__(self) -> None:
         self.is_set = False
+        self.number: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -30,6 +31,7 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.is_set = True
+        self.number = number
         self._restore()
 
     def _restore(self) -> None:

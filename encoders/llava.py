@@ -1,4 +1,4 @@
-"""Weights of LLaVA-Video checkpoints: into VideoLM's names, and back into the same layout. Local folders only.
+"""Weights of LLaVA-Video checkpoints, into VideoLM's names. Local folders only.
 
 The layout is that of `lmms-lab/LLaVA-Video-7B-Qwen2`: `config.json` (llava_config.py), tokenizer files, and
 either `model.safetensors` or shards with an index. Tensors go one at a time from the mapped file into the parameter
@@ -15,44 +15,38 @@ not be downloaded.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import nn
 
 from cope_prep.encoders.safetensors_folder import (
-    INDEX_FILE,
-    SINGLE_FILE,
     StoredTensor,
     listed,
     local_folder,
     open_shard,
     stored_tensors,
 )
-from cope_prep.schemas.errors import ConfigurationError, FormatError, StorageError
+from cope_prep.schemas.errors import ConfigurationError, FormatError
 
 NAMES = (
     ("model.vision_tower.vision_tower.vision_model.", "vision_tower.model."),
     ("model.mm_projector.", "projector."),
     ("model.image_newline", "image_newline"),
-    ("model.delta_encoder.", "delta_encoder."),
-    ("model.delta_projector.", "delta_projector."),
     ("model.layers.", "language_model.model.layers."),
     ("model.embed_tokens.", "language_model.model.embed_tokens."),
     ("model.norm.", "language_model.model.norm."),
     ("lm_head.", "language_model.lm_head."),
 )
-"""Prefixes: of the checkpoint, of VideoLM. The Δ ones are ours; LLaVA has none."""
+"""Prefixes: of the checkpoint, of VideoLM."""
 
 DELTA_PARTS = ("delta_encoder.", "delta_projector.")
+"""Of VideoLM: ours, LLaVA has none."""
+_EXAMPLES = 2
+"""Names that a report shows for each reason."""
 _LAYER = re.compile(r"vision_tower\.model\.encoder\.layers\.(\d+)\.")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -68,36 +62,39 @@ class LoadReport:
     missing: tuple[str, ...]
     """Our names that the checkpoint does not have and need not: they keep their initial values."""
 
+    @property
+    def missing_parts(self) -> tuple[str, ...]:
+        """Parts of the model that `missing` are of."""
+        return tuple(dict.fromkeys(name.split(".")[0] for name in self.missing))
+
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
-        if self.unused:
-            parts.append(f"{len(self.unused)} unused ({'; '.join(sorted(set(self.unused.values())))})")
+        """Short for thousands of keys: by reason, with the first names."""
+        lines = [f"{len(self.loaded)} tensors loaded"]
+        for reason in dict.fromkeys(self.unused.values()):
+            names = sorted(name for name, why in self.unused.items() if why == reason)
+            more = f", and {len(names) - _EXAMPLES} more" if len(names) > _EXAMPLES else ""
+            lines.append(f"{len(names)} left out: {reason} ({', '.join(names[:_EXAMPLES])}{more})")
         if self.missing:
-            where = ", ".join(sorted({name.split(".")[0] for name in self.missing}))
-            parts.append(f"{len(self.missing)} not in the checkpoint ({where})")
-        return "; ".join(parts)
+            lines.append(f"{len(self.missing)} not in the checkpoint: {', '.join(self.missing_parts)}")
+        return "; ".join(lines)
 
 
 def map_key(name: str) -> str | None:
     """VideoLM's name for a checkpoint's; None for one that is in no part we know."""
-    return _renamed(name, NAMES)
-
-
-def unmap_key(name: str) -> str | None:
-    """The checkpoint's name for one of VideoLM's."""
-    return _renamed(name, ((ours, theirs) for theirs, ours in NAMES))
+    for theirs, ours in NAMES:
+        if name == theirs or (name.startswith(theirs) and theirs.endswith(".")):
+            return ours + name[len(theirs) :]
+    return None
 
 
 def load_llava_weights(
     model: nn.Module,
     folder: str | Path,
     *,
-    may_miss: Iterable[str] = DELTA_PARTS,
     only: tuple[str, ...] | None = None,
 ) -> LoadReport:
     """Copy a checkpoint's tensors into `model` (VideoLM's names), each cast to its parameter's dtype.
 
-    `may_miss` are prefixes of which the checkpoint may hold nothing. It holds all of a part, or nothing.
     `only` are prefixes of the parts that `model` has, if it is not a whole VideoLM: the others are left aside.
 
     Raises:
@@ -124,8 +121,7 @@ def load_llava_weights(
         else:
             unknown.append(name)
     missing = [name for name in targets if name not in sources]
-    absent = tuple(prefix for prefix in may_miss if not any(name.startswith(prefix) for name in sources))
-    unexpected = [name for name in missing if not name.startswith(absent)]
+    unexpected = [name for name in missing if not name.startswith(DELTA_PARTS)]
     misfits = [
         f"{ours} is {_shown(targets[ours])}, stored as {_shown(stored[name])}"
         for ours, name in sources.items()
@@ -151,61 +147,6 @@ def load_llava_weights(
         _check_tied(name, targets[known], stored)
         unused[name] = "equal to the embedding it is tied to"
     return LoadReport(loaded=tuple(sources), unused=unused, missing=tuple(missing))
-
-
-def save_llava_weights(
-    model: nn.Module,
-    folder: str | Path,
-    *,
-    source: str | Path,
-    dtype: torch.dtype | None = None,
-    max_shard_bytes: int = 5_000_000_000,
-) -> list[Path]:
-    """Write a model as a checkpoint of the same layout, with its Δ parts beside LLaVA's; the weights' files.
-
-    config.json, the tokenizer and all else but weights are copied from `source`, the checkpoint it started from.
-    What was unused there (the tower's final norm) is not written. `dtype`, if given, is that of all floats; the
-    published checkpoints are bfloat16. Takes the memory of the model and one shard. The folder appears when whole.
-
-    Raises:
-        ConfigurationError: the folder exists already or lies in `source`, or a parameter has no name in the layout.
-        StorageError: it cannot be written.
-    """
-    source, folder = local_folder(source), Path(folder)
-    if folder.exists():
-        raise ConfigurationError(str(folder), "exists already", "Choose another folder, or remove it.")
-    if folder.resolve().is_relative_to(source.resolve()):
-        raise ConfigurationError(str(folder), f"lies in {source}, which is copied", "Choose another folder.")
-    tensors, _ = _distinct(model)
-    nameless = [name for name in tensors if unmap_key(name) is None]
-    if nameless:
-        raise ConfigurationError(str(folder), listed("no place in LLaVA's layout for", nameless))
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    size_bytes = 0
-    for name, tensor in tensors.items():
-        num_bytes = tensor.numel() * _stored_as(tensor, dtype).itemsize
-        if shards[-1] and size_bytes + num_bytes > max_shard_bytes:
-            shards.append({})
-            size_bytes = 0
-        shards[-1][str(unmap_key(name))] = tensor
-        size_bytes += num_bytes
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        shutil.copytree(source, partial, ignore=_weights_and_hidden)
-        names = _write_shards(partial, shards, dtype)
-        partial.rename(folder)
-    except (OSError, SafetensorError) as exc:
-        raise StorageError(str(folder), f"could not be written: {exc}") from exc
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return [folder / name for name in names]
-
-
-def _renamed(name: str, prefixes: Iterable[tuple[str, str]]) -> str | None:
-    for old, new in prefixes:
-        if name == old or (name.startswith(old) and old.endswith(".")):
-            return new + name[len(old) :]
-    return None
 
 
 def num_layers(names: Iterable[str | None], prefix: str) -> int:
@@ -273,34 +214,3 @@ def _distinct(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str]
         else:
             aliases[name] = known
     return tensors, aliases
-
-
-def _write_shards(
-    folder: Path, shards: list[dict[str, torch.Tensor]], dtype: torch.dtype | None
-) -> list[str]:
-    names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    if len(shards) == 1:
-        names = [SINGLE_FILE]
-    weight_map: dict[str, str] = {}
-    total_bytes = 0
-    for name, shard in zip(names, shards, strict=True):
-        content = {
-            key: tensor.detach().to("cpu", _stored_as(tensor, dtype)).contiguous()
-            for key, tensor in shard.items()
-        }
-        save_file(content, folder / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(content, name))
-        total_bytes += sum(tensor.nbytes for tensor in content.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n")
-    return names
-
-
-def _stored_as(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    return dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-
-
-def _weights_and_hidden(_: str, names: list[str]) -> set[str]:
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
-    return {name for name in names if name.endswith(weights) or name.startswith(".")}

@@ -20,7 +20,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, SiglipVisionConfig
 
-from cope_prep.encoders.llava import map_key, num_layers, unmap_key
+from cope_prep.encoders.llava import map_key, num_layers
 from cope_prep.encoders.safetensors_folder import (
     StoredTensor,
     listed,
@@ -38,6 +38,14 @@ _NEWLINES: dict[str, Newline] = {
     "no_token": "none",
 }
 _SO400M = "siglip-so400m-patch14-384"
+SO400M: dict[str, Any] = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 384,
+    "patch_size": 14,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +56,13 @@ class LlavaConfig:
     vision: SiglipVisionConfig
     """Of the whole tower (27 layers for so400m), as VisionTower takes it, though one layer less is stored."""
     layout: TokenLayout
-    projector_type: str
 
 
-def read_llava_config(
-    folder: str | Path, *, vision_tower: str | Path | None = None, delta_tokens: int = 8
-) -> LlavaConfig:
-    """Read config.json and check it against the shapes in the weights' headers.
+def read_llava_config(folder: str | Path, *, delta_tokens: int = 8, has_weights: bool = True) -> LlavaConfig:
+    """Read config.json and check it against the shapes in the weights' headers; without weights, by itself.
 
-    The tower's own configuration is not part of the checkpoint. so400m's is known; for another, `vision_tower`
-    (or `mm_vision_tower`, also relative to `folder`) is a folder with a SigLIP's config.json.
+    The tower's own configuration is not part of the checkpoint. so400m's is known; for another, `mm_vision_tower`
+    is a folder with a SigLIP's config.json, absolute or relative to `folder`.
 
     Raises:
         ConfigurationError: no such folder, a field that is missing or not supported, or shapes of another model.
@@ -68,8 +73,9 @@ def read_llava_config(
     values = read_json(path)
     _check_supported(values, path)
     language = _language_config(values, path)
-    vision = _vision_config(folder, values, vision_tower)
-    _check_shapes(values, language, vision, stored_tensors(folder), path)
+    vision = _vision_config(folder, values)
+    if has_weights:
+        _check_shapes(values, language, vision, stored_tensors(folder), path)
     try:
         layout = TokenLayout(
             patches_per_side=_side(vision),
@@ -80,9 +86,7 @@ def read_llava_config(
         )
     except (TypeError, ValueError) as exc:
         raise ConfigurationError(str(path), f"describes no token layout: {exc}") from exc
-    return LlavaConfig(
-        language=language, vision=vision, layout=layout, projector_type=values["mm_projector_type"]
-    )
+    return LlavaConfig(language=language, vision=vision, layout=layout)
 
 
 def read_llava_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -150,26 +154,17 @@ def _configured(kind: type, values: Mapping[str, Any], path: Path) -> Any:
         raise ConfigurationError(str(path), f"is no {kind.__name__}: {' '.join(str(exc).split())}") from exc
 
 
-def _vision_config(
-    folder: Path, values: Mapping[str, Any], vision_tower: str | Path | None
-) -> SiglipVisionConfig:
+def _vision_config(folder: Path, values: Mapping[str, Any]) -> SiglipVisionConfig:
     named = str(values.get("mm_vision_tower", ""))
-    tower = Path(vision_tower) if vision_tower is not None else folder / named
-    if vision_tower is None and (not named or not tower.is_dir()):
+    tower = folder / named
+    if not named or not tower.is_dir():
         if named.rsplit("/", 1)[-1] != _SO400M:
             raise ConfigurationError(
                 str(folder / "config.json"),
                 f"mm_vision_tower is {named!r}",
                 f"Supported: google/{_SO400M}, or a local folder with a SigLIP's config.json.",
             )
-        return SiglipVisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            image_size=384,
-            patch_size=14,
-        )
+        return SiglipVisionConfig(**SO400M)
     path = tower / "config.json"
     tower_values = read_json(path)
     if tower_values.get("model_type") == "siglip":
@@ -191,6 +186,7 @@ def _check_shapes(
 ) -> None:
     """The configurations against the headers: the mismatch is named by its field, not by 700 tensors."""
     shapes = {map_key(name): tensor.shape for name, tensor in stored.items()}
+    theirs = {map_key(name): name for name in stored}
     assert language.num_key_value_heads is not None  # transformers puts num_attention_heads for None
     kv_width = language.hidden_size // language.num_attention_heads * language.num_key_value_heads
     text, tower = "language_model.model.", "vision_tower.model."
@@ -219,7 +215,7 @@ def _check_shapes(
         "hidden_size of the projector": ("projector.0.weight", (language.hidden_size, vision.hidden_size)),
     }
     wrong = [
-        f"{field} says {list(shape)}, {unmap_key(name)} is {list(shapes[name])}"
+        f"{field} says {list(shape)}, {theirs[name]} is {list(shapes[name])}"
         for field, (name, shape) in expected.items()
         if name in shapes and shapes[name] != shape
     ]

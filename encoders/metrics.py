@@ -115,6 +115,13 @@ def last_metrics(run: str | Path) -> dict[str, float]:
     return {name: value for name, value in json.loads(lines[-1]).items() if name != "step"} if lines else {}
 
 
+def has_figures(run: str | Path, step: int) -> bool:
+    """Whether metrics.jsonl has a line of that step."""
+    path = Path(run) / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return bool(lines) and json.loads(lines[-1])["step"] == step
+
+
 class Stopwatch:
     """Time of steps since the last report, and how much of it went into waiting for batches."""
 

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 
 from cope_prep.encoders.alignment import AlignmentConfig, AlignmentModel, patch_error
 from cope_prep.encoders.build import TowerConfig, build_tower
-from cope_prep.encoders.data import DataConfig
+from cope_prep.encoders.data import DataConfig, check_held_out
 from cope_prep.encoders.delta_encoder import DeltaEncoderConfig
 from cope_prep.encoders.engine import TrainingConfig
-from cope_prep.encoders.evaluate import mean_over_ranks
+from cope_prep.encoders.evaluate import EvalBatches, limit_of, mean_over_ranks
+from cope_prep.encoders.frame_sizes import mean_motion_px, picture_squares
 from cope_prep.encoders.program import run_program
 from cope_prep.encoders.settings import Settings
 from cope_prep.encoders.task import ParameterGroup, Prepared, Task
@@ -46,7 +47,7 @@ class PretrainConfig(Settings):
     They are read, and not computed; a batch is then as much smaller."""
     eval_data: DataConfig | None = None
     """Held-out shards."""
-    eval_batches: int = 50
+    eval_batches: EvalBatches = 50
     training: TrainingConfig
 
 
@@ -71,6 +72,7 @@ class PretrainTask(Task):
             self.eval_dataset = config.eval_data.windows(
                 batch_size=batch_size, windows_per_visit=1, held_out=True
             )
+            check_held_out(config.data, self.dataset, config.eval_data, self.eval_dataset)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return [ParameterGroup(name="all", parameters=dict(self.model.named_parameters()))]
@@ -84,10 +86,10 @@ class PretrainTask(Task):
         gops = to_device(batch, device)
         is_used = gops.batch.picture_mask.all(dim=1) & gops.batch.delta_mask[:, 0]
         if self.config.min_motion_px > 0:
-            length_px = gops.motion_px[:, 0].norm(dim=1).mean(dim=(1, 2))
-            is_used &= length_px >= self.config.min_motion_px
+            is_used &= mean_motion_px(gops)[:, 0] >= self.config.min_motion_px
         (rows,) = is_used.nonzero(as_tuple=True)
-        tokens = self.tower(gops.rgb[rows].flatten(0, 1)).unflatten(0, (len(rows), 2))  # [F, 2, M, D]
+        squares = picture_squares(gops, is_used[:, None].expand(-1, 2), side_px=self.tower.side_px)
+        tokens = self.tower(squares).unflatten(0, (len(rows), 2))  # [F, 2, M, D]
         inputs: dict[str, Any] = {
             "delta": {
                 "motion_px_BPCHW": gops.motion_px[rows],
@@ -95,6 +97,7 @@ class PretrainTask(Task):
                 "residual_y_BPCHW": gops.residual_y[rows],
                 "residual_uv_BPCHW": gops.residual_uv[rows],
                 "delta_mask_BP": gops.batch.delta_mask[rows],
+                "size_px_B2": gops.batch.size_px[rows],
             },
             "reference_FMD": tokens[:, 0],
             "target_FMD": tokens[:, 1],
@@ -114,7 +117,7 @@ class PretrainTask(Task):
         sums: dict[str, float] = {}
         weight = 0.0
         loader = DataLoader(self.eval_dataset, batch_size=None)
-        for batch in itertools.islice(loader, self.config.eval_batches):
+        for batch in itertools.islice(loader, limit_of(self.config.eval_batches)):
             prepared = self.prepare(batch, device)
             found = {
                 "loss": float(self.loss(self.model, prepared).loss_sum),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -12,9 +13,9 @@ import torch
 
 from cope_prep.encoders.checkpoint import find_checkpoints
 from cope_prep.encoders.data import geometry_values
-from cope_prep.encoders.distributed import connect
+from cope_prep.encoders.distributed import check_parallel, connect
 from cope_prep.encoders.engine import OnReport, TrainingConfig, TrainingResult, train
-from cope_prep.encoders.run_record import check_geometry, write_record
+from cope_prep.encoders.run_record import check_geometry, check_model, write_record
 from cope_prep.encoders.settings import Settings, read_toml
 from cope_prep.encoders.task import Task
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError
@@ -42,11 +43,12 @@ def run_training(
         NonFiniteLossError: NaN or infinity; the batch is saved.
     """
     run: RunConfig = config
+    check_parallel(run.training.parallel)
     with connect(run.training.device) as ranks:
         # Before the model: its first weights are drawn from the run's seed.
         torch.manual_seed(run.training.seed)
         task = make_task(config)
-        ranks.on_first(lambda: _record(run, geometry_values(task.dataset.geometry)))
+        ranks.on_first(lambda: _record(run, geometry_values(task.dataset)))
         return train(task, run.training, output_dir=run.output_dir, on_report=on_report)
 
 
@@ -54,11 +56,12 @@ def _record(run: RunConfig, geometry: Mapping[str, Any]) -> None:
     if find_checkpoints(run.output_dir):
         # Before the old record is gone: what was learned from other data must not be said to be from these.
         check_geometry(run.output_dir, geometry, remedy="Use another output_dir.")
+        check_model(run.output_dir, run.model_dump(mode="json"))
     write_record(run.output_dir, config=run.model_dump(mode="json"), geometry=geometry)
 
 
 def run_program(kind: type[Settings], make_task: Callable[[Any], Task]) -> None:
-    """`python -m ... CONFIG.toml`. Exit codes: 0 done, 1 failed, 2 wrong configuration, 130 stopped."""
+    """`python -m ... CONFIG.toml`. Exit codes: 0 done, 1 failed, 2 wrong configuration, 130 or 143 stopped."""
     parser = argparse.ArgumentParser(
         prog=f"torchrun --nproc-per-node=N -m cope_prep.encoders.{kind.model_fields['task'].default}",
         description="Train as a TOML file says; goes on from the newest checkpoint in its output_dir.",
@@ -73,5 +76,5 @@ def run_program(kind: type[Settings], make_task: Callable[[Any], Task]) -> None:
         print(f"error: {exc}", file=sys.stderr)
         sys.exit(2 if isinstance(exc, ConfigurationError) else 1)
     if result.was_stopped:
-        sys.exit(130)
+        sys.exit(128 + (result.signal_number or signal.SIGINT))
     print(f"{result.num_steps} steps done; {result.checkpoint}")

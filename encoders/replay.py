@@ -4,7 +4,8 @@
       rank-00000.pt     the micro-batches of a rank, as the loader gave them
       keys.json         of each rank and micro-batch: the loss, and the keys of its samples
 
-The newest checkpoint and these batches give the step again.
+The weights of that moment are gone with the process. The run begun again comes from the newest checkpoint, by
+the same samples, to the same step; these batches say what to look at, in the data first.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def fail_nonfinite(
     raise NonFiniteLossError(
         f"step {step}",
         found,
-        f"The weights are those of step {step - 1}; the batch is in {folder}, load_saved_batch reads it.",
+        f"The batch is in {folder}, load_saved_batch reads it. No checkpoint has been touched.",
     )
 
 

@@ -17,8 +17,10 @@ Letters: Q questions, S runs, R rows, L length of a row; B GOPs, K pictures, P Î
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from cope_prep.encoders.chat import IGNORE_INDEX, IMAGE_INDEX, EncodedChat
 from cope_prep.encoders.token_stream import TokenLayout
 from cope_prep.pipeline.loader.batch import DELTA, PICTURE, GopBatch, QABatch
 from cope_prep.schemas.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,11 @@ class SequenceBatch:
         )
 
     @property
+    def questions(self) -> set[int]:
+        """Those of the batch that have a row."""
+        return set(self.question.unique().tolist()) - {-1}
+
+    @property
     def num_answer_tokens(self) -> int:
         """Labels that are learned: the weight of the loss."""
         # The first token of a question is never an answer, so that shifting loses none.
@@ -60,18 +69,20 @@ class SequenceBatch:
 
 def build_sequences(
     batch: QABatch,
-    chats: Sequence[EncodedChat],
+    chats: Sequence[EncodedChat | None],
     layout: TokenLayout,
     *,
     packing: bool = False,
     max_length: int | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> SequenceBatch:
     """The sequences of a batch's questions; those that were skipped are left out (R is 0 if all were).
 
     batch: its run_* tensors on the host.
-    chats: [Q], one for each question; of a skipped question it is not looked at.
+    chats: [Q], one for each question; None leaves it out.
     packing: several questions a row, R at most Q; needs max_length.
     max_length: no question, and no packed row, is longer. Not packed, None is no limit.
+    on_error: "skip" leaves a question out that is longer than max_length, with a warning.
 
     Raises:
         ConfigurationError: a question is longer than max_length.
@@ -80,15 +91,25 @@ def build_sequences(
         raise ValueError(f"{len(chats)} chats for {len(batch)} questions")
     if packing and max_length is None:
         raise ConfigurationError("packing", "there is no max_length to pack into", "Give max_length.")
-    kept = np.flatnonzero(batch.question_is_valid.numpy())
-    used = [chats[question] for question in kept.tolist()]
+    is_valid = batch.question_is_valid.tolist()
+    kept = np.array(
+        [index for index, chat in enumerate(chats) if chat is not None and is_valid[index]], np.int64
+    )
+    used = [chat for chat, valid in zip(chats, is_valid, strict=True) if chat is not None and valid]
     first_QS, length_QS = _visual_runs(batch, layout, kept)
 
     num_text = np.array([len(chat) for chat in used], np.int64) - 1
     num_visual = length_QS.sum(axis=1)
     length = num_text + num_visual
-    if max_length is not None:
-        _check_lengths(batch, kept, num_text, num_visual, max_length)
+    if max_length is not None and (length > max_length).any():
+        error = _too_long(batch, kept, num_text, num_visual, max_length)
+        if on_error == "raise":
+            raise error
+        logger.warning("left out: %s", error)
+        fits = length <= max_length
+        used = [chat for chat, fit in zip(used, fits.tolist(), strict=True) if fit]
+        kept, first_QS, length_QS = kept[fits], first_QS[fits], length_QS[fits]
+        num_text, num_visual, length = num_text[fits], num_visual[fits], length[fits]
     row, start, num_rows = _place(length, max_length if packing else None)
     width = int((start + length).max(initial=0))
 
@@ -175,20 +196,19 @@ def _visual_runs(batch: QABatch, layout: TokenLayout, kept: np.ndarray) -> tuple
     )
 
 
-def _check_lengths(
+def _too_long(
     batch: QABatch, kept: np.ndarray, num_text: np.ndarray, num_visual: np.ndarray, max_length: int
-) -> None:
+) -> ConfigurationError:
     length = num_text + num_visual
     num_too_long = int((length > max_length).sum())
-    if num_too_long:
-        longest = int(length.argmax())
-        others = "" if num_too_long == 1 else f"; so are {num_too_long - 1} others of its batch"
-        raise ConfigurationError(
-            f"question {batch.questions[kept[longest]].question_id}",
-            f"{length[longest]} tokens ({num_text[longest]} of text, {num_visual[longest]} of video) are more than"
-            f" max_length {max_length}{others}",
-            "Give the dataset a smaller max_gops or fewer key_frames, or raise max_length.",
-        )
+    longest = int(length.argmax())
+    others = "" if num_too_long == 1 else f"; so are {num_too_long - 1} others of its batch"
+    return ConfigurationError(
+        f"question {batch.questions[kept[longest]].question_id}",
+        f"{length[longest]} tokens ({num_text[longest]} of text, {num_visual[longest]} of video) are more than"
+        f" max_length {max_length}{others}",
+        "Give the dataset a smaller max_gops or fewer key_frames, raise max_length, or set data.on_error to skip.",
+    )
 
 
 def _place(length: np.ndarray, max_length: int | None) -> tuple[np.ndarray, np.ndarray, int]:

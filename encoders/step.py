@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from cope_prep.encoders import random_state
-from cope_prep.encoders.distributed import Ranks, average_buffers, micro_batch, reshard
+from cope_prep.encoders.distributed import Ranks, micro_batch, reshard
 from cope_prep.encoders.interruption import StopSignals
 from cope_prep.encoders.metrics import Stopwatch
 from cope_prep.encoders.replay import Batch
@@ -81,7 +81,7 @@ class Computation:
             # A Counter adds floats as well; its stub has int alone.
             sums.update(weight=prepared.weight)  # pyright: ignore[reportArgumentType]
             sums.update(num_samples=prepared.num_samples)
-            sums.update(num_skipped=len(batch.info.skipped))
+            sums.update(num_skipped=len(batch.info.skipped) + prepared.num_skipped)
             if reports:
                 sums.update(self._baselines(prepared))
             with micro_batch(self.model, is_last=index == num_micro_batches - 1):
@@ -122,7 +122,6 @@ class Computation:
 
     def evaluate(self) -> dict[str, float]:
         """The task's figures on held-out data."""
-        average_buffers(self.task.model, self.ranks)
         with self._evaluation():
             found = self.task.evaluate(self.ranks.device)
         return {f"eval/{name}": value for name, value in found.items()}

@@ -39,6 +39,8 @@ class Prepared:
     """Terms of the loss's sum, on this rank; 0 for a batch in which everything was skipped."""
     num_samples: int
     """GOPs, windows or questions that are valid."""
+    num_skipped: int = 0
+    """Those that the loader could read and the task cannot use."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

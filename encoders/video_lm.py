@@ -11,7 +11,7 @@ the size of Δ-tokens or more, and the projector's hidden layer then sees little
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Literal
 
@@ -21,6 +21,7 @@ from torch import nn
 from transformers import Qwen2ForCausalLM
 
 from cope_prep.encoders.delta_encoder import DeltaEncoder
+from cope_prep.encoders.frame_sizes import picture_squares
 from cope_prep.encoders.sequences import SequenceBatch, attention_mask_4d
 from cope_prep.encoders.task import StepLoss
 from cope_prep.encoders.token_stream import TokenLayout, picture_features
@@ -32,7 +33,8 @@ from cope_prep.schemas.errors import ConfigurationError
 # of features, R sequences, L their length, V vocabulary, D width.
 
 DeltaMode = Literal["given", "zero", "swap"]
-"""Δ-tokens as they are; all zero, as in the paper's ablation; those of the batch's next GOP."""
+"""The Δ-encoder's tokens as they are; all zero, which is what it says of a frame in which nothing moves; those of
+another video of the batch."""
 IGNORE_INDEX = -100
 
 
@@ -65,18 +67,21 @@ class VideoLM(nn.Module):
         self.image_newline = nn.Parameter(torch.randn(width) * width**-0.5)
 
     def features(self, gops: DeviceGops, *, delta: DeltaMode = "given") -> torch.Tensor:
-        """Rows [F, D] of all features of a batch: pictures [B, K, T], Δ [B, P, N], then the newline."""
+        """Rows [F, D] of all features of a batch: pictures [B, K, T], Δ [B, P, N], then the newline.
+
+        Raises:
+            ConfigurationError: delta="swap", and the batch has Δ-frames of one video only.
+        """
         width = self.image_newline.shape[-1]
         pictures_BKTD = self._pictures(gops)
         if self.layout.delta_tokens == 0:
             return torch.cat((pictures_BKTD.reshape(-1, width), self.image_newline[None]))
-        delta_BPND = self.delta_projector(delta_tokens(self.delta_encoder, gops))
+        delta_BPND = self.delta_encoder.encode(gops)
         if delta == "zero":
             delta_BPND = torch.zeros_like(delta_BPND)
         elif delta == "swap":
-            if len(delta_BPND) < 2:
-                raise ValueError("delta='swap' takes a batch of two GOPs or more")
-            delta_BPND = delta_BPND.roll(1, dims=0)
+            delta_BPND = _of_other_videos(delta_BPND, gops)
+        delta_BPND = self.delta_projector(delta_BPND)
         rows = (pictures_BKTD.reshape(-1, width), delta_BPND.reshape(-1, width), self.image_newline[None])
         return torch.cat([part.to(rows[-1].dtype) for part in rows])
 
@@ -156,7 +161,14 @@ class VideoLM(nn.Module):
         pad_token_id: int = 0,
         delta: DeltaMode = "given",
     ) -> torch.Tensor:
-        """Greedy continuation of each sequence (one question each, not packed): token ids [R, new tokens]."""
+        """Greedy continuation of each sequence (one question each, not packed): token ids [R, new tokens].
+
+        eos_token_id: ends an answer, and is its last token; behind it a row has pad_token_id. None: what the
+            language model's generation_config names. With LLaVA-Video and Qwen2-Instruct that is `<|im_end|>`, as
+            answers are learned; Qwen2 without instructions names another.
+        """
+        # Given as None, it would take the model's own away.
+        ends = {} if eos_token_id is None else {"eos_token_id": eos_token_id}
         is_real_RL = sequences.question >= 0
         # The new token goes behind the last one: rows of unequal length are padded in front.
         missing_R1 = (~is_real_RL).sum(dim=1, keepdim=True)
@@ -174,61 +186,81 @@ class VideoLM(nn.Module):
             temperature=None,
             top_p=None,
             top_k=None,
-            eos_token_id=eos_token_id,
+            repetition_penalty=1.0,  # Qwen2-Instruct's generation_config has another: no greedy answer
             pad_token_id=pad_token_id,
+            **ends,
         )
 
     def _pictures(self, gops: DeviceGops) -> torch.Tensor:
-        """[B, K, T, D]; zeros where there is no picture."""
+        """[B, K, T, D]; zeros where there is no picture.
+
+        The tower is called once, whatever is in the batch: under FSDP2 every rank must gather its blocks equally
+        often. Where everything was skipped it computes a black picture, so that every parameter has a gradient, of
+        zero.
+        """
         mask_BK = gops.batch.picture_mask
-        shape = (*mask_BK.shape, self.layout.picture_tokens, self.image_newline.shape[-1])
+        squares = picture_squares(gops, mask_BK, side_px=self.vision_tower.side_px)
+        num_pictures = len(squares)
+        if num_pictures == 0:
+            squares = squares.new_zeros(1, *squares.shape[1:])
+        patches = self.projector(self.vision_tower(squares))
+        tokens = picture_features(patches, self.image_newline, self.layout)[:num_pictures]
+        shape = (*mask_BK.shape, *tokens.shape[1:])
         features = gops.rgb.new_zeros(shape, dtype=self.image_newline.dtype)
-        for (height, width), rows in sizes(gops):
-            (index,) = mask_BK[rows].flatten().nonzero(as_tuple=True)
-            if len(index) == 0:
-                continue
-            rgb = gops.rgb[rows, :, :, :height, :width].flatten(0, 1)[index]
-            tokens = picture_features(self.projector(self.vision_tower(rgb)), self.image_newline, self.layout)
-            gop, picture = index // mask_BK.shape[1], index % mask_BK.shape[1]
-            features = features.index_put((rows[gop], picture), tokens.to(features.dtype))
-        if not mask_BK.any():
-            # Everything was skipped. The tower computes all the same, so that every parameter has a gradient, of
-            # zero, and the ranks of FSDP2 gather the same blocks.
-            side = self.vision_tower.side_px
-            nothing = self.projector(self.vision_tower(gops.rgb.new_zeros(1, 3, side, side))).sum() * 0
-            features = features + nothing.to(features.dtype)
-        return features
+        return features.index_put(mask_BK.nonzero(as_tuple=True), tokens.to(features.dtype))
 
 
-def sizes(gops: DeviceGops) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
-    """(height, width) in px of the pictures in a batch, and the rows that have it. Nearly always one."""
-    unique, which = torch.unique(gops.batch.size_px, dim=0, return_inverse=True)
-    for index, (height, width) in enumerate(unique.tolist()):
-        yield (height, width), (which == index).nonzero(as_tuple=True)[0]
+def gops_of_other_videos(video_ids: Sequence[str], num_deltas: Sequence[int]) -> list[int]:
+    """For each GOP of a batch, the one whose Δ-frames it gets instead of its own.
 
+    It is of another video and has as many Δ-frames or more, if there is one; else the longest that there is. Of
+    those, the one that was given away least, the next behind it in the batch. So where each video has one GOP,
+    all of one length, each gets those of the next. A GOP without Δ-frames stays as it is.
 
-def delta_tokens(encoder: DeltaEncoder, gops: DeviceGops) -> torch.Tensor:
-    """Δ-tokens [B, P, N, D] of a batch, each frame in its own size, without the padding of smaller ones."""
-    groups = [(size, rows) for size, rows in sizes(gops) if min(size) > 0]
-    if len(groups) <= 1:
-        return encoder.encode(gops)
-    mask = gops.batch.delta_mask
-    block_px = gops.residual_y.shape[-1] // gops.intra.shape[-1]
-    tokens: torch.Tensor | None = None
-    for (height, width), rows in groups:
-        grid = (height // block_px, width // block_px)
-        part: torch.Tensor = encoder(
-            gops.motion_px[rows, :, :, : grid[0], : grid[1]],
-            gops.intra[rows, :, : grid[0], : grid[1]],
-            gops.residual_y[rows, :, :, :height, :width],
-            gops.residual_uv[rows, :, :, : height // 2, : width // 2],
-            mask[rows],
+    Raises:
+        ConfigurationError: there are Δ-frames of one video only.
+    """
+    num_gops = len(num_deltas)
+    num_given = [0] * num_gops
+    givers = []
+    for gop, wanted in enumerate(num_deltas):
+        others = [
+            other for other in range(num_gops) if video_ids[other] != video_ids[gop] and num_deltas[other] > 0
+        ]
+        if wanted == 0:
+            givers.append(gop)
+            continue
+        if not others:
+            raise ConfigurationError(
+                "delta='swap'",
+                f"a batch has Δ-frames of one video only, {video_ids[gop]}",
+                "Raise eval_batch_size above 8, the questions of a video that come together; with a loader of your"
+                " own, batch_size above questions_per_visit.",
+            )
+        giver = min(
+            others,
+            key=lambda other: (
+                max(wanted - num_deltas[other], 0),
+                num_given[other],
+                (other - gop) % num_gops,
+            ),
         )
-        if tokens is None:
-            tokens = part.new_zeros((len(mask), *part.shape[1:]))
-        tokens = tokens.index_copy(0, rows, part)
-    assert tokens is not None
-    return tokens
+        num_given[giver] += 1
+        givers.append(giver)
+    return givers
+
+
+def _of_other_videos(delta_BPND: torch.Tensor, gops: DeviceGops) -> torch.Tensor:
+    """Δ-tokens, each GOP's replaced by those of a GOP of another video; of a shorter one, from its start again.
+
+    What is there of a GOP does not change: a swapped token stands in every place that had one, and padding, which
+    no sequence looks at, gets some as well.
+    """
+    num_deltas = gops.batch.delta_mask.sum(dim=1)
+    givers = gops_of_other_videos(gops.batch.info.video_ids, num_deltas.tolist())
+    giver_B1 = torch.tensor(givers, device=delta_BPND.device)[:, None]
+    slot_P = torch.arange(delta_BPND.shape[1], device=delta_BPND.device)
+    return delta_BPND[giver_B1, slot_P % num_deltas[giver_B1].clamp(min=1)]
 
 
 def _padding_alone(sequences: SequenceBatch) -> SequenceBatch:

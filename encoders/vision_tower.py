@@ -47,14 +47,9 @@ class VisionTower(nn.Module):
 
     def forward(self, rgb_BCHW: torch.Tensor) -> torch.Tensor:
         """float [B, 3, H, W] in [0, 1] -> patch tokens [B, M, D], row by row."""
-        side = self.side_px
         if len(rgb_BCHW) == 0:  # transformers' SigLIP takes no batch of none
             return rgb_BCHW.new_zeros(0, self.patches_per_side**2, self.width)
-        if rgb_BCHW.shape[-2:] != (side, side):
-            rgb_BCHW = F.interpolate(
-                rgb_BCHW, size=(side, side), mode="bicubic", align_corners=False, antialias=True
-            ).clamp(0, 1)
-        return self.model(rgb_BCHW * 2 - 1).last_hidden_state
+        return self.model(to_square(rgb_BCHW, self.side_px) * 2 - 1).last_hidden_state
 
     @classmethod
     def from_folder(cls, folder: str) -> VisionTower:
@@ -70,6 +65,15 @@ class VisionTower(nn.Module):
         stored = whole.state_dict()
         tower.model.load_state_dict({name: stored[name] for name in tower.model.state_dict()})
         return tower
+
+
+def to_square(rgb_BCHW: torch.Tensor, side_px: int) -> torch.Tensor:
+    """float [B, 3, H, W] in [0, 1] -> [B, 3, side_px, side_px], resized if they are not square already."""
+    if rgb_BCHW.shape[-2:] == (side_px, side_px):
+        return rgb_BCHW
+    return F.interpolate(
+        rgb_BCHW, size=(side_px, side_px), mode="bicubic", align_corners=False, antialias=True
+    ).clamp(0, 1)
 
 
 def _cut(config: SiglipVisionConfig) -> SiglipVisionConfig:

@@ -55,11 +55,11 @@ def train_here(kind: Kind, config: Any) -> Outcome:
     """Train in this process, alone.
 
     Raises:
-        KeyboardInterrupt: stopped by a signal, with a checkpoint.
+        KeyboardInterrupt: stopped by Ctrl-C or (Terminated) SIGTERM, with a checkpoint.
     """
     outcome = train_rank.train(kind, config)
     if outcome.was_stopped:
-        raise KeyboardInterrupt
+        raise _interruption([outcome.signal_number or signal.SIGINT])
     return outcome
 
 
@@ -76,16 +76,25 @@ def train_on_ray(kind: Kind, config: Any, options: RayOptions, *, say: Callable[
     executor = RayExecutor(
         address=options.address, workers=options.workers * options.cpus_per_worker, wheel=options.wheel
     )
+    from ray.exceptions import RayError
+
     try:
         return _fit(kind, config, options, say)
+    except RayError as exc:
+        raise WorkerDiedError(
+            "Ray", f"the run lost what connects driver and ranks ({_first_line(exc)})"
+        ) from exc
     finally:
         executor.close()
 
 
 def _fit(kind: Kind, config: Any, options: RayOptions, say: Callable[[str], None]) -> Outcome:
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mailbox: Any = ray.remote(num_cpus=0)(Mailbox).remote()
+    # Where the driver is: an actor without resources goes to any node, and its death would end the run.
+    here: Any = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
     job = {"mailbox": mailbox, "kind": kind, "config": config.model_dump_json(), "folder": os.getcwd()}
     # Ray Train wants a folder that all workers reach, for markers of its own.
     scratch = Path(config.output_dir).absolute() / ".ray"

@@ -43,6 +43,7 @@ class Outcome:
     checkpoint: str
     metrics: Mapping[str, float]
     was_stopped: bool
+    signal_number: int | None = None
 
 
 class Mailbox:
@@ -259,4 +260,5 @@ def train(kind: Kind, config: Any) -> Outcome:
         checkpoint=str(result.checkpoint),
         metrics=dict(result.metrics),
         was_stopped=result.was_stopped,
+        signal_number=result.signal_number,
     )

@@ -42,7 +42,8 @@ VARIANTS = (
 """Rows of the table. I-frames only: 4 pictures are 80 tokens, 1 picture and 7 Δ are 76. Stage 1 has a row of its
 own: here it has not shortened stage 2 (docs/decisions/0013)."""
 WITH_CURVE = (MAIN, WITH_STAGE1)
-"""Rows that are evaluated while they train, to compare how soon they learn; the quick table has no others."""
+"""Rows that are evaluated while they train, to compare how soon they learn, and with Δ zeroed and swapped; the
+quick table has no others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +96,8 @@ def run_all(
     """Train and score them; name -> score. The first one that fails ends it, with its error."""
     scores: dict[str, dict[str, Any]] = {}
     waiting = list(runs)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    # In sessions of their own: Ctrl-C reaches this process alone, which asks the others once, by SIGTERM, to stop.
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=os.setsid) as pool:
         try:
             running: dict[Future[dict[str, Any]], Run] = {}
             while waiting or running:
@@ -172,7 +174,7 @@ def train_and_score(run: Run, folder: Path, data: Path, sizes: Sizes) -> dict[st
         if run.stage == "stage1":
             score["given"] = task.evaluate(device)
         else:
-            modes = ("given", "zero", "swap") if run.variant == MAIN else ("given",)
+            modes = ("given", "zero", "swap") if run.variant in WITH_CURVE else ("given",)
             for mode in modes:
                 score[mode] = _grouped(task.accuracies(device, delta=mode, num_batches=10**9))
     part = out / f".{_SCORE}.{os.getpid()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -41,3 +41,18 @@ def small(media: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Layout
     encode = EncodeSpec(width_px=64, height_px=64, gop_size=32, preset="ultrafast")
     specs = replace(datasets.SPECS, encode=encode)
     return datasets.make_dataset(tmp_path_factory.mktemp("small"), media, num_videos=16, specs=specs)
+
+
+@pytest.fixture(scope="session")
+def models(load_helper: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of a tiny SigLIP, a tiny Qwen2 and a tokenizer. Not to be changed."""
+    folder = tmp_path_factory.mktemp("models")
+    load_helper("small_models").write_models(folder)
+    return folder
+
+
+@pytest.fixture
+def one_thread(load_helper: Callable[[str], ModuleType]) -> Iterator[None]:
+    """As a mark of a module: `pytest.mark.usefixtures("one_thread")`."""
+    with load_helper("small_models").one_thread():
+        yield

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import llava_checkpoint
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
@@ -175,6 +176,15 @@ def damage(layout: Layout) -> str:
     content[row["offset_bytes"] + row["size_bytes"] // 2] ^= 0x10
     path.write_bytes(content)
     return row["key"]
+
+
+def ask_for_two_pictures(layout: Layout) -> str:
+    """Spoil one record of a dataset's questions; its id."""
+    table = pq.read_table(layout.questions)
+    rows = table.to_pylist()
+    rows[7]["turns"][0]["value"] = "<image>\n<image>\nWhat?"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), layout.questions)
+    return rows[7]["question_id"]
 
 
 def without(batch: QABatch, skipped: list[int]) -> QABatch:

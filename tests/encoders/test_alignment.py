@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,10 @@ from cope_prep.encoders.alignment import AlignmentConfig, AlignmentModel, patch_
 sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
 import small_models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 3
 CONFIG = AlignmentConfig(width=32, num_heads=2, reference_layers=1, warp_layers=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with small_models.one_thread():
-        yield
 
 
 def make(**values: int) -> AlignmentModel:

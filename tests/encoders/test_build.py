@@ -25,19 +25,15 @@ from cope_prep.encoders.build import (
     build_tower,
     build_video_lm,
 )
+from cope_prep.encoders.checkpoint import load_model_weights
+from cope_prep.encoders.delta_encoder import DeltaEncoder
 from cope_prep.encoders.finetune import _check_vocabulary
+from cope_prep.encoders.run_record import write_record
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError, FormatError
 
 sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
 import llava_checkpoint
 import small_models
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    small_models.write_models(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +47,13 @@ def save_run(model: nn.Module, run: Path) -> Path:
         folder = run / "checkpoints" / f"step-{step:08d}"
         folder.mkdir(parents=True)
         scale = 1.0 if step == 2 else 0.0
-        scale = 1.0 if step == 2 else 0.0
         tensors = {name: value.detach() * scale for name, value in model.state_dict().items()}
         save_file(tensors, folder / "model.safetensors")
         (folder / "trainer.json").write_text("{}")
     return run
+
+
+WITHOUT_DELTA = ("vision_tower", "projector", "language_model")
 
 
 def assert_same(module: nn.Module, expected: nn.Module, *, prefix: str = "") -> None:
@@ -109,6 +107,60 @@ def test_llava_as_a_whole_and_its_tower(llava: llava_checkpoint.Checkpoint) -> N
     assert build_tokenizer(config).convert_tokens_to_ids("<|im_end|>") == 2
 
 
+def test_layout_of_llava_is_its_own_or_the_configured_one(llava: llava_checkpoint.Checkpoint) -> None:
+    common: dict[str, Any] = {"llava": str(llava.folder), "delta_encoder": small_models.DELTA}
+    alone = build_video_lm(ModelConfig(**common, delta_frames=False)).layout
+    assert (alone.newline, alone.delta_tokens) == ("grid", 0)
+    chosen = build_video_lm(ModelConfig(**common, layout=LayoutConfig(newline="frame"))).layout
+    assert (chosen.newline, chosen.patches_per_side, chosen.delta_tokens) == ("frame", 2, 3)
+
+
+def test_what_a_llava_checkpoint_has_not_or_is_left_of_it_is_said(
+    llava: llava_checkpoint.Checkpoint,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the level that programs show, once for all ranks."""
+
+    def said(make: Callable[[], object]) -> str:
+        caplog.clear()
+        make()
+        (record,) = caplog.records
+        assert record.levelname == "WARNING"
+        return record.getMessage()
+
+    def model(**values: Any) -> str:
+        config = ModelConfig(llava=str(llava.folder), delta_encoder=small_models.DELTA, **values)
+        return said(lambda: build_video_lm(config))
+
+    text = model()
+    num_loaded = len(llava.tensors) - 2
+    num_delta = sum(name.startswith("delta_") for name in small_models.video_lm().state_dict())
+    assert text.startswith(f"{llava.folder}: {num_loaded} tensors loaded; 2 left out: the tower's final")
+    assert f"({llava_checkpoint.TOWER}post_layernorm.bias, {llava_checkpoint.TOWER}post_layernorm.w" in text
+    assert f"; {num_delta} not in the checkpoint: delta_encoder, delta_projector; " in text
+    assert text.endswith("; untrained in a new run: delta_encoder, delta_projector")
+    whole = build_video_lm(ModelConfig(llava=str(llava.folder), delta_encoder=small_models.DELTA))
+    run = str(save_run(whole, tmp_path))
+    assert model(stage1=run).endswith("; untrained in a new run: delta_projector")
+    assert model(start_from=run).endswith("not in the checkpoint: delta_encoder, delta_projector")
+    assert model(start_from=run, start_parts=WITHOUT_DELTA) == text
+
+    tower = said(lambda: build_tower(TowerConfig(llava=str(llava.folder))))
+    num_language = len(llava.language.state_dict())
+    assert f"; {num_language} left out: of language_model, which was not asked for (lm_head.weight, " in tower
+    assert f", and {num_language - 2} more)" in tower
+    assert "untrained" not in tower
+
+    monkeypatch.setattr(
+        "cope_prep.encoders.build.dist", SimpleNamespace(is_initialized=lambda: True, get_rank=lambda: 1)
+    )
+    caplog.clear()
+    build_tower(TowerConfig(llava=str(llava.folder)))
+    assert not caplog.records
+
+
 def test_run_of_ours_with_and_without_its_delta_parts(models: Path, tmp_path: Path) -> None:
     torch.manual_seed(9)
     trained = small_models.video_lm(seed=9)
@@ -116,11 +168,7 @@ def test_run_of_ours_with_and_without_its_delta_parts(models: Path, tmp_path: Pa
     for start in (run, run / "checkpoints" / "step-00000002"):
         model = build_video_lm(small_models.model_config(models, start_from=str(start)))
         assert_same(model, trained)
-    other = build_video_lm(
-        small_models.model_config(
-            models, start_from=str(run), start_parts=("vision_tower", "projector", "language_model")
-        )
-    )
+    other = build_video_lm(small_models.model_config(models, start_from=str(run), start_parts=WITHOUT_DELTA))
     for part in ("vision_tower.", "projector.", "language_model.", "image_newline"):
         assert_same(other, trained, prefix=part)
     first = "motion.mlp.0.weight"
@@ -132,7 +180,7 @@ def test_run_of_ours_with_and_without_its_delta_parts(models: Path, tmp_path: Pa
 
 
 def test_delta_encoder_of_stage_1(models: Path, tmp_path: Path) -> None:
-    """Also where the rest comes from a run of stage 2."""
+    """Also where the rest comes from a run of stage 2: of that no Δ part is taken."""
     torch.manual_seed(9)
     sizes = AlignmentConfig(width=16, num_heads=2, reference_layers=1, warp_layers=1)
     stage1 = AlignmentModel(sizes, small_models.DELTA, patches_per_side=3)
@@ -141,9 +189,34 @@ def test_delta_encoder_of_stage_1(models: Path, tmp_path: Path) -> None:
     model = build_video_lm(small_models.model_config(models, **runs))
     assert_same(model.delta_encoder, stage1.delta_encoder)
     runs["start_from"] = str(save_run(stage2, tmp_path / "2"))
-    model = build_video_lm(small_models.model_config(models, **runs))
+    model = build_video_lm(small_models.model_config(models, **runs, start_parts=WITHOUT_DELTA))
     assert_same(model.delta_encoder, stage1.delta_encoder)
     assert_same(model, stage2, prefix="language_model.")
+    name = "1.weight"
+    assert not torch.equal(
+        model.delta_projector.get_parameter(name), stage2.delta_projector.get_parameter(name)
+    )
+
+
+def test_delta_encoder_of_other_heads_fails(models: Path, tmp_path: Path) -> None:
+    """Its weights have the same names and shapes; the record beside them says what they are for."""
+    run = save_run(small_models.video_lm(), tmp_path / "run")
+    trained = small_models.model_config(models, start_from=str(run))
+    other = small_models.DELTA.model_copy(update={"num_heads": 4})
+    build_video_lm(trained.model_copy(update={"delta_encoder": other}))  # nothing says it
+    write_record(run, config={"model": trained.model_dump(mode="json")}, geometry={})
+    build_video_lm(trained)
+    frozen = small_models.DELTA.model_copy(update={"freeze_batch_norm": True})
+    build_video_lm(small_models.model_config(models, stage1=str(run), delta_encoder=frozen))
+    start: dict[str, Any] = {"start_from": str(run), "delta_encoder": other}
+    build_video_lm(small_models.model_config(models, **start, start_parts=WITHOUT_DELTA))
+    for values in (start, {"stage1": str(run / "checkpoints" / "step-00000002"), "delta_encoder": other}):
+        with pytest.raises(
+            ConfigurationError, match=r"run.*: was trained with delta_encoder\.num_heads 2 \(here 4\)"
+        ):
+            build_video_lm(small_models.model_config(models, **values))
+    with pytest.raises(ConfigurationError, match=r"num_heads 2 \(here 4\)"):
+        load_model_weights(DeltaEncoder(other), run, prefix="delta_encoder.")
 
 
 def test_wrong_runs_fail(models: Path, tmp_path: Path) -> None:
@@ -268,6 +341,17 @@ def test_wrong_tokenizers_fail(models: Path, tmp_path: Path) -> None:
             ModelConfig,
             {"llava": "c", "start_parts": ("projector",)},
             "start_parts goes with start_from",
+        ),
+        (
+            ModelConfig,
+            {"llava": "c", "stage1": "a", "start_from": "b"},
+            r"both have a Δ-encoder: leave out stage1 .* start_parts = \["
+            r'"vision_tower", "projector", "language_model"\]',
+        ),
+        (
+            ModelConfig,
+            {"llava": "c", "stage1": "a", "start_from": "b", "start_parts": ("projector", "delta")},
+            r'start_parts = \["projector"\]',
         ),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from transformers import ResNetConfig, ResNetModel
 
 from cope_prep.encoders.delta_encoder import DeltaEncoder, DeltaEncoderConfig
-from cope_prep.encoders.video_lm import delta_tokens
 from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.loader import GopDataset, GopFilter, MixPart, to_device
 from cope_prep.pipeline.loader.device import planes_to_rgb, split_planes
@@ -22,14 +20,10 @@ from cope_prep.schemas.errors import ConfigurationError
 sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
 import small_models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHORT = GopFilter(max_duration_s=2)
 STD = torch.tensor([0.229, 0.224, 0.225])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with small_models.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -291,8 +285,10 @@ def test_frames_of_two_sizes_each_alone(small: Layout, tall: Layout) -> None:
     encoder = make().eval()
     num_seen = 0
     with torch.no_grad():
-        tokens = delta_tokens(encoder, to_device(mixed, "cpu"))
-        assert not torch.allclose(tokens, encoder.encode(to_device(mixed, "cpu")))
+        gops = to_device(mixed, "cpu")
+        tokens = encoder.encode(gops)
+        padded = gops.motion_px, gops.intra, gops.residual_y, gops.residual_uv
+        assert not torch.allclose(tokens, encoder(*padded, mixed.delta_mask))
         for part in parts:
             alone = next(iter(GopDataset(part, batch_size=12, last="wrap")))
             expected = encoder.encode(to_device(alone, "cpu"))

@@ -36,11 +36,12 @@ def folder(load_helper: Any, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def finetune(folder: Path) -> FinetuneConfig:
+def finetune(folder: Path, **model: Any) -> FinetuneConfig:
+    sources = {} if "siglip" in model else {"llava": str(folder)}
     return FinetuneConfig.model_validate(
         {
             "output_dir": "run",
-            "model": {"llava": str(folder), "delta_encoder": DELTA},
+            "model": {"delta_encoder": DELTA, **sources, **model},
             "data": {"dataset": "none", "expect": {"gop_size": 32, "window": 4, "block_px": 8}},
             "training": {},
         }
@@ -74,6 +75,41 @@ def test_model_of_a_config_without_weights(folder: Path) -> None:
     # 2 x 2 patches, pooled to 1, and a newline.
     assert (found.picture_tokens, found.num_anchors) == (2, 8)
     assert json.loads(json.dumps(found.to_dict()))["gop_tokens"]["1"] == 2 + 7 * 8
+
+
+@pytest.mark.parametrize("layout", [None, {"newline": "frame"}])
+def test_run_of_pictures_alone_has_no_delta_tokens(folder: Path, layout: dict[str, Any] | None) -> None:
+    found = describe(finetune(folder, delta_frames=False, layout=layout), measure=False)
+    assert found.delta_tokens == 0
+    assert found.gop_tokens == {1: 2, 2: 4, 4: 8, 8: 16}
+
+
+def test_siglip_and_qwen2_apart_are_described_as_they_are_built(load_helper: Any, tmp_path: Path) -> None:
+    """Of each only config.json; that of another architecture is refused, though it has the same fields."""
+    helper: ModuleType = load_helper("llava_checkpoint")
+    parts = {
+        "siglip": {"model_type": "siglip_vision_model", **helper.VISION},
+        "qwen2": {"model_type": "qwen2", **helper.LANGUAGE},
+    }
+    for name, values in parts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
+    config = finetune(tmp_path, siglip=str(tmp_path / "siglip"), qwen2=str(tmp_path / "qwen2"))
+    found = describe(config, measure=False)
+    assert (found.picture_tokens, found.delta_tokens) == (2, 8)
+    for name, kind in (("siglip", "clip_vision_model"), ("qwen2", "llama")):
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(parts[name] | {"model_type": kind}))
+        with pytest.raises(ConfigurationError, match=rf"{name}/config\.json: model_type is '{kind}', not"):
+            describe(config, measure=False)
+        path.write_text(json.dumps(parts[name]))
+
+
+def test_llava_that_could_not_be_built_fails(folder: Path) -> None:
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"mm_projector_type": "linear"}))
+    with pytest.raises(ConfigurationError, match="mm_projector_type is 'linear'"):
+        describe(finetune(folder), measure=False)
 
 
 def test_cost_follows_the_frame(folder: Path) -> None:

@@ -15,9 +15,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from cope_prep.encoders.checkpoint import find_checkpoints
-from cope_prep.encoders.engine import TrainingConfig
+from cope_prep.encoders.distributed import Ranks, check_parallel
+from cope_prep.encoders.engine import TrainingConfig, check_shared
 from cope_prep.encoders.interruption import StopSignals
 from cope_prep.encoders.replay import load_saved_batch
 from cope_prep.pipeline.layout import Layout
@@ -114,6 +116,40 @@ def test_run_that_is_done_is_not_repeated_but_can_be_made_longer(
     task, longer = toy.run(small.dataset, tmp_path, max_steps=6)
     assert task.num_prepared == 2
     assert longer.num_steps == 6
+
+
+def test_evaluation_that_fails_at_the_end_costs_no_step(toy: ModuleType, small: Layout, tmp_path: Path):
+    with pytest.raises(OSError, match="no evaluation today"):
+        toy.run(small.dataset, tmp_path, toy={"evaluation_fails": True}, max_steps=4, checkpoint_every=100)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    task, result = toy.run(small.dataset, tmp_path, max_steps=4, checkpoint_every=100)
+    assert (task.num_prepared, task.num_evaluations) == (0, 1)
+    assert lines(tmp_path)[-1].items() >= {"step": 4, "eval/error": result.metrics["eval/error"]}.items()
+    task, _ = toy.run(small.dataset, tmp_path, max_steps=4, checkpoint_every=100)
+    assert task.num_evaluations == 0
+    toy.run(small.dataset, tmp_path / "whole", max_steps=4, checkpoint_every=100)
+    assert_equal_weights(tmp_path, tmp_path / "whole")
+
+
+def test_folder_that_is_not_shared_fails(tmp_path: Path):
+    class HalfBlind(Ranks):
+        def on_first(self, action: Callable[[], Any]) -> Any:
+            return action()
+
+        def gather(self, value: Any) -> list[Any]:
+            return [value, False]
+
+    with pytest.raises(ConfigurationError, match="is not the same folder for all ranks: 1 of 2 do not see"):
+        check_shared(tmp_path, HalfBlind(rank=0, world_size=2, device=torch.device("cpu")))
+    assert list(tmp_path.iterdir()) == []
+    check_shared(tmp_path, Ranks(rank=0, world_size=1, device=torch.device("cpu")))
+
+
+def test_fsdp2_of_an_older_torch_fails_before_anything(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(FSDPModule, "set_reduce_scatter_unused_params")
+    check_parallel("ddp")
+    with pytest.raises(ConfigurationError, match=r"parallel 'fsdp2': needs torch 2\.13 or newer"):
+        check_parallel("fsdp2")
 
 
 def test_every_checkpoint_is_reported(toy: ModuleType, small: Layout, tmp_path: Path):

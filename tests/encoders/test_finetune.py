@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from cope_prep.encoders.build import build_video_lm
 from cope_prep.encoders.chat import video_prompt
 from cope_prep.encoders.checkpoint import find_checkpoints
 from cope_prep.encoders.data import ExpectedGeometry
+from cope_prep.encoders.evaluate import Tally
 from cope_prep.encoders.finetune import FinetuneConfig, FinetuneTask, GroupConfig, GroupsConfig
 from cope_prep.encoders.pretrain import PretrainTask
 from cope_prep.encoders.program import run_training
 from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.loader import QADataset
 from cope_prep.pipeline.loader.batch import DELTA
-from cope_prep.schemas.errors import ConfigurationError
+from cope_prep.schemas.errors import ConfigurationError, FormatError
 
 sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
 import small_models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FROZEN = GroupConfig(train=False)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    small_models.write_models(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with small_models.one_thread():
-        yield
 
 
 def run(small: Layout, models: Path, output: Path, **values: Any) -> FinetuneConfig:
@@ -57,7 +48,7 @@ def test_loss_falls_and_answers_become_exact(small: Layout, models: Path, tmp_pa
     training = small_models.training(max_steps=40, eval_every=20, batch_size=8, micro_batch_size=8, lr=1e-2)
     data = small_models.data(small)
     run(
-        small, models, tmp_path, training=training, eval_data=data, eval_batch_size=5, eval_batches=None,
+        small, models, tmp_path, training=training, eval_data=data, eval_batch_size=5, eval_batches="all",
         max_gops=1, time_prompt=False, system="",
     )  # fmt: skip
     lines = small_models.lines(tmp_path)
@@ -172,8 +163,43 @@ def test_learning_rates_by_group(small: Layout, models: Path, tmp_path: Path) ->
 
 def test_nothing_to_train_fails(small: Layout, models: Path, tmp_path: Path) -> None:
     groups = GroupsConfig(vision_tower=FROZEN, projector=FROZEN, delta=FROZEN, language_model=FROZEN)
-    with pytest.raises(ConfigurationError, match="groups: train nothing"):
+    with pytest.raises(ValidationError, match="groups train nothing"):
         task_of(small, models, tmp_path, groups=groups)
+    model = small_models.model_config(models, delta_frames=False)
+    alone = groups.model_copy(update={"delta": GroupConfig()})
+    with pytest.raises(ValidationError, match=r"groups train delta alone, and model\.delta_frames = false"):
+        task_of(small, models, tmp_path, groups=alone, model=model)
+
+
+def test_packing_without_a_length_fails(small: Layout, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="packing needs max_length"):
+        task_of(small, models, tmp_path, packing=True)
+
+
+def test_record_that_is_no_conversation_fails_or_is_skipped(
+    small: Layout, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of a million such records must not end a run."""
+    copied = small_models.copy_dataset(small, tmp_path)
+    bad = small_models.ask_for_two_pictures(copied)
+    training = small_models.training(max_steps=6, batch_size=8, micro_batch_size=8, lr=1e-5)
+    values: dict[str, Any] = {"training": training, "time_prompt": False}
+    with pytest.raises(FormatError, match=f"{re.escape(bad)}: has 2 <image>"):
+        run(copied, models, tmp_path / "raise", data=small_models.data(copied), **values)
+    data = small_models.data(copied, on_error="skip")
+    run(copied, models, tmp_path / "skip", data=data, eval_data=data, eval_batches="all", **values)
+    last = small_models.lines(tmp_path / "skip")[-1]
+    assert last["samples"] == 47
+    assert sum(line["num_skipped"] for line in small_models.lines(tmp_path / "skip")) == 1
+    assert f"left out: {bad}: has 2 <image>" in caplog.text
+
+
+def test_questions_of_one_id_are_all_counted() -> None:
+    """An id is a place in a file; two datasets of a mix may have files of one name."""
+    tally = Tally()
+    for video_id, is_right in (("a", True), ("b", False), ("b", False)):
+        tally.add(("qa.json:0", video_id), "source", is_right)
+    assert tally.shares() == {"source": 0.5, "all": 0.5}
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -231,7 +257,9 @@ def test_other_data_or_architecture_fails(small: Layout, models: Path, tmp_path:
     wide = small_models.model_config(
         models, delta_encoder=small_models.DELTA.model_copy(update={"num_layers": 2})
     )
-    with pytest.raises(ConfigurationError, match=r"step-00000001.*lacks delta_encoder\..*"):
+    with pytest.raises(
+        ConfigurationError, match=r"was begun with model\.delta_encoder\.num_layers 1 \(here 2\)"
+    ):
         run(small, models, tmp_path / "b", model=wide, training=small_models.training(max_steps=2))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,14 +23,10 @@ from cope_prep.pipeline.loader.batch import QABatch
 sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
 import small_models
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_NEW = 6
 NO_END = -1
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with small_models.one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +99,33 @@ def test_generation_ends_at_the_given_token(batch: QABatch) -> None:
         stop = whole.index(end) + 1 if end in whole else NUM_NEW
         assert row[:stop] == whole[:stop]
         assert set(row[stop:]) <= {7}
+
+
+def test_generation_ends_where_the_language_model_does(batch: QABatch) -> None:
+    """Without an argument, by its configuration; and what else that says of generation does not count."""
+    model = small_models.video_lm()
+    expected = greedy(model, batch)
+    end = int(expected[0, 2])
+    weights = model.language_model.state_dict()
+    model.language_model = small_models.qwen2(eos_token_id=[300, end])
+    model.language_model.load_state_dict(weights)
+    settings = model.language_model.generation_config
+    assert settings is not None
+    settings.repetition_penalty, settings.do_sample, settings.top_k = 2.0, True, 3
+    given = sequences(batch, asked(batch))
+    found = model.generate(to_device(batch, "cpu"), given, max_new_tokens=NUM_NEW, pad_token_id=7)
+    num_ended = 0
+    for row, whole in zip(found.tolist(), expected.tolist(), strict=True):
+        stop = whole.index(end) + 1 if end in whole else NUM_NEW
+        assert row[:stop] == whole[:stop]
+        assert set(row[stop:]) <= {7}
+        num_ended += stop < NUM_NEW
+    assert num_ended
+    for chosen in (NO_END, [NO_END]):  # an argument still is what counts
+        found = model.generate(
+            to_device(batch, "cpu"), given, max_new_tokens=NUM_NEW, eos_token_id=chosen, pad_token_id=7
+        )
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,30 +14,20 @@ from safetensors.torch import load_file
 
 from cope_prep.encoders.build import TowerConfig
 from cope_prep.encoders.checkpoint import find_checkpoints
-from cope_prep.encoders.data import ExpectedGeometry
+from cope_prep.encoders.data import DataConfig, ExpectedGeometry
 from cope_prep.encoders.engine import train
 from cope_prep.encoders.pretrain import PretrainConfig, PretrainTask
 from cope_prep.encoders.program import run_training
 from cope_prep.encoders.run_record import read_record
 from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.loader import GopDataset, to_device
+from cope_prep.pipeline.loader.batch import GopBatch
 from cope_prep.schemas.errors import ConfigurationError
 
 sys.path.insert(0, str(Path(__file__).parent))  # in pytest's importlib mode helpers are on no search path
 import small_models
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    small_models.write_models(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    with small_models.one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(small: Layout, models: Path, output: Path, **values: Any) -> PretrainConfig:
@@ -84,6 +74,67 @@ def test_targets_are_the_frozen_towers_tokens(small: Layout, models: Path, tmp_p
     assert not any("tower" in name for name, _ in task.model.named_parameters())
     (group,) = task.parameter_groups()
     assert group.parameters.keys() == dict(task.model.named_parameters()).keys()
+
+
+@pytest.fixture(scope="module")
+def tall(media: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    """4 videos of 32 x 96."""
+    return small_models.make_tall(media, tmp_path_factory.mktemp("tall"))
+
+
+def task_of(layouts: tuple[Layout, ...], models: Path, folder: Path, **values: Any) -> PretrainTask:
+    """Of all short videos of these datasets, in batches of 12 windows."""
+    parts = [{"dataset": layout.dataset, "filter": {"max_duration_s": 2}} for layout in layouts]
+    mix = folder / f"mix-{len(list(folder.glob('mix-*')))}.yaml"
+    mix.write_text(json.dumps({"datasets": parts}))
+    training = small_models.training(batch_size=12, micro_batch_size=12)
+    data = DataConfig(dataset=str(mix), last="wrap")
+    config = small_models.pretrain_config(
+        layouts[0], models, folder / "run", data=data, training=training, **values
+    )
+    return PretrainTask(config)
+
+
+def windows_of(batch: GopBatch) -> list[tuple[str, float]]:
+    """Key of the GOP, and the time to which it leads."""
+    return [(key, float(end_s)) for key, end_s in zip(batch.info.keys, batch.delta_s[:, 0], strict=True)]
+
+
+@torch.no_grad()
+def test_a_window_is_the_same_among_other_sizes(
+    small: Layout, tall: Layout, models: Path, tmp_path: Path
+) -> None:
+    """Reference, target, Δ-tokens, and whether it moves enough: none of them sees the padding to larger frames."""
+    task = task_of((small, tall), models, tmp_path)
+    encoder = task.model.delta_encoder.eval()
+
+    def computed(batch: GopBatch) -> dict[tuple[str, float], list[torch.Tensor]]:
+        inputs = task.prepare(batch, torch.device("cpu")).inputs
+        values = (inputs["reference_FMD"], inputs["target_FMD"], encoder(**inputs["delta"])[:, 0])
+        return {window: list(own) for window, *own in zip(windows_of(batch), *values, strict=True)}
+
+    alone: dict[tuple[str, float], list[torch.Tensor]] = {}
+    length_px: dict[tuple[str, float], float] = {}
+    for layout in (small, tall):
+        for batch in task_of((layout,), models, tmp_path).dataset:
+            assert len(batch.size_px.unique(dim=0)) == 1
+            alone |= computed(batch)
+            found_px = to_device(batch, "cpu").motion_px[:, 0].norm(dim=1).mean(dim=(1, 2))
+            length_px |= dict(zip(windows_of(batch), found_px.tolist(), strict=True))
+    mixed = next(iter(task.dataset))
+    assert len(mixed.size_px.unique(dim=0)) == 2
+    found = computed(mixed)
+    assert len(found) > 6
+    for window, values in found.items():
+        for value, expected in zip(values, alone[window], strict=True):
+            torch.testing.assert_close(value, expected)
+
+    # Over the padding as well, the mean of the slowest would be two thirds or half of what it is.
+    of_mixed = [length_px[window] for window in windows_of(mixed)]
+    limit_px = 0.75 * min(length for length in of_mixed if length > 0)
+    moving = task_of((small, tall), models, tmp_path, min_motion_px=limit_px)
+    num_moving = sum(length >= limit_px for length in of_mixed)
+    assert moving.prepare(mixed, torch.device("cpu")).num_samples == num_moving
 
 
 def test_interrupted_is_as_not_interrupted(small: Layout, models: Path, tmp_path: Path) -> None:
@@ -151,7 +202,7 @@ def test_other_data_or_architecture_fails(small: Layout, models: Path, tmp_path:
     before = (tmp_path / "b" / "run.json").read_text()
     wide = small_models.DELTA.model_copy(update={"width": 20})
     longer = small_models.training(max_steps=2)
-    with pytest.raises(ConfigurationError, match=r"step-00000001.*other shapes.*another architecture"):
+    with pytest.raises(ConfigurationError, match=r"was begun with delta_encoder\.width 16 \(here 20\)"):
         run(small, models, tmp_path / "b", delta_encoder=wide, training=longer)
     merged = small_models.data(small, window=8)
     with pytest.raises(ConfigurationError):

@@ -291,11 +291,28 @@ def test_too_long_a_question_fails(packing: bool) -> None:
     assert str(raised.value).startswith(f"question file.json:{longest}: {max(lengths)} tokens (")
     assert str(raised.value).endswith(
         f"are more than max_length {limit}. Give the dataset a smaller max_gops or fewer key_frames,"
-        " or raise max_length."
+        " raise max_length, or set data.on_error to skip."
     )
     build_sequences(given.batch, given.chats, LAYOUT, packing=packing, max_length=max(lengths))
     with pytest.raises(ConfigurationError, match="; so are 8 others of its batch"):
         build_sequences(given.batch, given.chats, LAYOUT, packing=packing, max_length=1)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_too_long_a_question_can_be_left_out(packing: bool, caplog: pytest.LogCaptureFixture) -> None:
+    given = make_given(2, skip=0.0)
+    lengths = [len(slow_question(given, question, LAYOUT)) for question in range(len(given.batch))]
+    limit = sorted(lengths)[-3]
+    used = {question for question, length in enumerate(lengths) if length <= limit}
+    assert len(used) < len(lengths)
+    sequences = build_sequences(
+        given.batch, given.chats, LAYOUT, packing=packing, max_length=limit, on_error="skip"
+    )
+    assert sequences.questions == used
+    alone = [chat if question in used else None for question, chat in enumerate(given.chats)]
+    expected = build_sequences(given.batch, alone, LAYOUT, packing=packing, max_length=limit)
+    assert rows_of(sequences) == rows_of(expected)
+    assert f"are more than max_length {limit}" in caplog.text
 
 
 def test_a_skipped_question_is_never_too_long() -> None:

@@ -34,8 +34,8 @@ class ToyConfig(Settings):
     dropout: float = 0.0
     batch_norm: bool = False
     width: int = WIDTH
-    no_delta_rank: int = -1
-    """This rank's batches but the first of each step seem to have no Δ-frames."""
+    no_delta_at: tuple[int, ...] = ()
+    """Batches with these positions, in epoch 0, seem to have no Δ-frames."""
     nan_at: tuple[int, ...] = ()
     """Positions in epoch 0 whose loss is NaN."""
     empty_at: tuple[int, ...] = ()
@@ -45,6 +45,7 @@ class ToyConfig(Settings):
     term_at: int = -1
     """This position, in epoch 0, is when somebody asks the process group to stop."""
     raise_at: int = -1
+    evaluation_fails: bool = False
     bad_gradient_at: int = -1
     """This position, in epoch 0, has a finite loss without a finite gradient."""
 
@@ -126,7 +127,7 @@ class ToyTask(Task):
         self.has_bad_gradient = (
             self._epoch(batch) == 0 and self.config.bad_gradient_at in batch.info.positions
         )
-        hides = self.config.no_delta_rank == int(os.environ.get("RANK", "0")) and self.num_prepared % 2 == 1
+        hides = self._epoch(batch) == 0 and set(batch.info.positions) & set(self.config.no_delta_at)
         self.num_prepared += 1
         inputs = {
             "pixels_BC": pixels_BC,
@@ -153,6 +154,8 @@ class ToyTask(Task):
         assert not self.model.training
         assert not torch.is_grad_enabled()
         self.num_evaluations += 1
+        if self.config.evaluation_fails:
+            raise OSError("no evaluation today")
         torch.rand(5)
         inputs = (torch.ones(4, 48), torch.zeros(4, 2), torch.ones(4))
         result = self.model(*(value.to(device) for value in inputs), use_delta=True)

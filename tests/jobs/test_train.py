@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -166,25 +165,12 @@ def parent_of(pid: int) -> int:
 
 
 def assert_same_end(run: Path, undisturbed: Path) -> None:
-    """Each step once, and the same bytes.
-
-    All but those of BatchNorm's running statistics, which no gradient depends on: every checkpoint averages them
-    over ranks, and one more of these rounds once more.
-    """
+    """Each step once, and the same bytes, BatchNorm's running statistics among them."""
     assert steps(run) == list(range(1, NUM_STEPS + 1))
     name = f"checkpoints/step-{NUM_STEPS:08d}"
-    optimizers = [(folder / name / "optimizer.safetensors").read_bytes() for folder in (run, undisturbed)]
-    assert optimizers[0] == optimizers[1]
-    found, expected = (load_file(folder / name / "model.safetensors") for folder in (run, undisturbed))
-    assert found.keys() == expected.keys()
-    num_exact = 0
-    for key, tensor in found.items():
-        if "running_" in key:
-            torch.testing.assert_close(tensor, expected[key])
-        else:
-            assert torch.equal(tensor, expected[key]), key
-            num_exact += 1
-    assert num_exact > 50
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (run / name / file).read_bytes() == (undisturbed / name / file).read_bytes()
+    assert any("running_mean" in key for key in load_file(run / name / "model.safetensors"))
     assert not (run / ".ray").exists()
 
 
@@ -247,6 +233,7 @@ def test_rank_that_dies_too_often_is_named(folder: Path, address: str) -> None:
         ("finetune", [], "is a configuration of pretrain, not of finetune. Run: cope-prep train pretrain"),
         ("pretrain", ["--set", "training.lr=fast"], "training.lr: Input should be a valid number"),
         ("pretrain", ["--set", "training.learning_rate=1"], "training.learning_rate: Extra inputs"),
+        ("pretrain", ["--set", "alignment.num_heads=7"], "must be a multiple of 4 and of num_heads 7"),
         ("pretrain", ["--set", "max_steps"], "--set max_steps: is not KEY=VALUE"),
         ("pretrain", ["--workers", "3"], "batch_size 4: is not a multiple of 3 ranks"),
         ("pretrain", ["--no-ray", "--workers", "2"], "--no-ray: trains one rank in this process"),

@@ -8,18 +8,20 @@
             takes few layers with wide MLPs: a model that is merely narrow would be all attention
     tiny    for tests: 64 x 64 pictures, 6 tokens each
 
-FLOPs are those of matrix products and convolutions, two a multiply-add. Causal attention counts the half that is
-not masked.
+What the parts cost is counted in flops.py.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,15 @@ from loader_data import SPECS, write_looped
 from tokenizers import AddedToken, Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig
+from transformers import PreTrainedTokenizerFast
 
 from cope_prep.encoders.build import ModelConfig
 from cope_prep.encoders.chat import SYSTEM, video_prompt
-from cope_prep.encoders.delta_encoder import DeltaEncoder, DeltaEncoderConfig
-from cope_prep.encoders.vision_tower import VisionTower
 
 FOLDER = Path("/tmp/cope-prep-bench-efficiency")
 QUESTION = "What happens in the video?"
 ANSWER = "People ride their bicycles along a street."
+_HERE = Path(__file__).parent
 _SUBSET = "1_2_m_academic_v0_1"
 _SO400M = {
     "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
@@ -120,64 +119,17 @@ SIZES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flops:
-    """What the parts of a model cost, forward."""
-
-    picture: float
-    """Tower and projector, a picture."""
-    delta: float
-    """Δ-encoder and its projector, a P-frame."""
-    token: float
-    """Language model without attention and head, a token."""
-    attention: float
-    """Attention of a token to one other."""
-
-    def of_prefill(self, *, num_pictures: int, num_deltas: int, num_tokens: int) -> float:
-        """Up to the first token."""
-        seen = self.picture * num_pictures + self.delta * num_deltas
-        return seen + self.token * num_tokens + self.attention * num_tokens**2 / 2
-
-
-def count_flops(size: Size) -> Flops:
-    """Run the parts on the meta device, where nothing is computed."""
-    with torch.device("meta"):
-        tower = VisionTower(SiglipVisionConfig.from_dict(dict(size.tower))).requires_grad_(False)
-        encoder = DeltaEncoder(DeltaEncoderConfig(**size.delta)).requires_grad_(False).eval()
-        language = Qwen2ForCausalLM(Qwen2Config.from_dict(dict(size.language)))
-    config, side = language.config, size.side_px
-    assert encoder.motion is not None
-    assert encoder.residual is not None
-    motion, residual = encoder.motion, encoder.residual
-
-    def zeros(*shape: int) -> torch.Tensor:
-        return torch.zeros(*shape, device="meta")
-
-    projector = 2 * config.hidden_size * (tower.width + config.hidden_size)
-    layers = [module for module in language.model.layers.modules() if isinstance(module, nn.Linear)]
-    heads = layers[0].out_features  # the first is the query's
-    return Flops(
-        picture=_flops(lambda: tower(zeros(1, 3, side, side))) + projector * tower.patches_per_side**2,
-        delta=_flops(lambda: motion(zeros(1, 2, side // 16, side // 16), zeros(1, side // 16, side // 16)))
-        + _flops(lambda: residual(zeros(1, 1, side, side), zeros(1, 2, side // 2, side // 2)))
-        + projector * encoder.config.num_tokens,
-        token=2 * sum(layer.weight.numel() for layer in layers),
-        attention=4 * heads * config.num_hidden_layers,
-    )
-
-
-def _flops(run: Callable[[], Any]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
 def write_models(folder: Path, size: Size) -> dict[str, Any]:
     """config.json of tower and language model, and a tokenizer; what ModelConfig takes."""
     for name, values in (("siglip", size.tower), ("qwen2", size.language)):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text(json.dumps(values, indent=1))
     _write_tokenizer(folder / "tokenizer")
+    return model_values(folder, size)
+
+
+def model_values(folder: Path, size: Size) -> dict[str, Any]:
+    """What ModelConfig takes, of models that are written: one rank writes them, all read."""
     values = {
         "siglip": str(folder / "siglip"),
         "qwen2": str(folder / "qwen2"),
@@ -257,9 +209,40 @@ def clip_named(stem: str) -> Path:
     return next(clip for clip in real_clips() if clip.stem == stem)
 
 
-def hardware(device: torch.device) -> dict[str, str]:
-    """What was measured on, for the results."""
-    about = machine() | {"torch": torch.__version__, "device": device.type}
+def measured_on(device: torch.device) -> dict[str, Any]:
+    """The head of a results file: day, machine, and which code it was. Call it before measuring."""
+    about: dict[str, Any] = machine() | {
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "device": device.type,
+    }
     if device.type == "cuda":
         about |= {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
-    return about
+    return {"date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": about, **_code(), **load("before")}
+
+
+def load(when: str) -> dict[str, float]:
+    """How many processes wanted to run in the last minute, ours with them: whether a machine was shared."""
+    return {f"load_average_{when}": round(os.getloadavg()[0], 2)}
+
+
+def _code() -> dict[str, Any]:
+    """The commit, and whether the code is another (results are not code); None where there is no git."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=_HERE, capture_output=True, text=True)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = git("rev-parse", "--short=12", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results")
+    return {"commit": commit, "has_uncommitted_changes": None if changed is None else bool(changed)}
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, least and most."""
+    values = list(values)
+    found = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+    return {name: round(value, 6) for name, value in found.items()}

@@ -5,8 +5,8 @@
 One question about a real clip, looped to 64 s and gone through the pipeline, is answered greedily by a model of
 random weights (model_sizes.py). With 8 key frames a GOP all 64 anchors are pictures, the baseline; with 1, 2 and 4
 they are 8, 16 and 32, and the others are Δ-tokens. Model, prompt (LLaVA-Video's, with the times of all 64 anchors)
-and shards are the same. In each round all densities run in turn; a figure is the median over the rounds, a ratio
-the median of the ratios within the rounds.
+and shards are the same. In each round all densities run in turn; a figure is the median over the rounds, with the
+least and the most; a ratio is that of the ratios within the rounds.
 
     load      shards on the local disk, out of the page cache -> batch on the device, dequantized, RGB; the prompt
     encode    vision tower, projector, Δ-encoder
@@ -24,27 +24,27 @@ accelerator has far less of it for each FLOP, so that there decode is a larger p
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from flops import Flops, count_flops
 from model_sizes import (
     FOLDER,
     QUESTION,
     SIZES,
-    Flops,
     clip_named,
-    count_flops,
-    hardware,
+    load,
     make_dataset,
+    measured_on,
+    spread,
     write_models,
 )
 
@@ -192,26 +192,29 @@ def main(argv: list[str] | None = None) -> None:
         contestant.answer(arguments.child)
         print(_resident_bytes("VmHWM") - before)
         return
+    head = measured_on(contestant.device)
     rounds = measure(contestant, arguments)
     memory = {density: rounds[density][0].peak_bytes for density in DENSITIES}
     if contestant.device.type == "cpu" and not arguments.no_memory:
         memory = {density: peak_of_child(density, arguments) for density in DENSITIES}
-    flops = {name: count_flops(SIZES[name]) for name in dict.fromkeys((arguments.size, "7b"))}
+    names = tuple(dict.fromkeys((arguments.size, "7b")))
+    num_gops = arguments.seconds // NUM_ANCHORS
     rows = {
-        str(density): _row(rounds, density, memory[density], flops, num_gops=arguments.seconds // NUM_ANCHORS)
+        str(density): _row(rounds, density, memory[density], names, num_gops=num_gops)
         for density in DENSITIES
     }
-    print(table(rows, flops))
+    proportions = {name: relative(count_flops(SIZES[name])) for name in names}
+    print(table(rows, proportions))
     if arguments.json:
-        document = {
-            "date": f"{datetime.now(UTC):%Y-%m-%d}",
-            "machine": hardware(contestant.device),
+        document = head | {
+            **load("after"),
             "size": arguments.size,
             "shapes": {"tower": SIZES[arguments.size].tower, "language": SIZES[arguments.size].language},
             "clock": "wall" if contestant.device.type == "cuda" else "cpu, one thread",
+            "video_s": arguments.seconds,
             "rounds": arguments.rounds,
             "new_tokens": arguments.new_tokens,
-            "flops": {name: relative(costs) for name, costs in flops.items()},
+            "flops": proportions,
             "key_frames_a_gop": rows,
             "paper": {"1": PAPER},
         }
@@ -267,51 +270,49 @@ def peak_of_child(density: int, arguments: argparse.Namespace) -> int:
 
 
 def _row(
-    rounds: dict[int, list[Answer]], density: int, peak: int | None, flops: dict[str, Flops], *, num_gops: int
+    rounds: dict[int, list[Answer]], density: int, peak: int | None, names: tuple[str, ...], *, num_gops: int
 ) -> dict[str, Any]:
     answers, baselines = rounds[density], rounds[BASELINE]
     last = answers[-1]
-    num_pictures, num_deltas = num_gops * density, num_gops * (NUM_ANCHORS - density)
     row: dict[str, Any] = {
-        "num_pictures": num_pictures,
-        "num_deltas": num_deltas,
+        "num_pictures": num_gops * density,
+        "num_deltas": num_gops * (NUM_ANCHORS - density),
         "visual_tokens": last.num_visual_tokens,
         "prompt_tokens": last.num_prompt_tokens,
         "peak_gb": None if peak is None else round(peak / 1e9, 3),
     }
     for name in (*STAGES, "ttft", "end_to_end"):
-        row[f"{name}_s"] = round(statistics.median(answer.seconds[name] for answer in answers), 4)
-        row[f"{name}_wall_s"] = round(statistics.median(answer.wall[name] for answer in answers), 4)
+        row[f"{name}_s"] = spread(answer.seconds[name] for answer in answers)
+        row[f"{name}_wall_s"] = spread(answer.wall[name] for answer in answers)
+    pairs = list(zip(answers, baselines, strict=True))
     for name in ("ttft", "end_to_end"):
-        pairs = list(zip(answers, baselines, strict=True))
-        row[f"{name}_change"] = round(
-            statistics.median(a.seconds[name] / b.seconds[name] for a, b in pairs) - 1, 4
-        )
-    row["ttft_without_load_change"] = round(
-        statistics.median(
-            (a.seconds["encode"] + a.seconds["prefill"]) / (b.seconds["encode"] + b.seconds["prefill"])
-            for a, b in zip(answers, baselines, strict=True)
-        )
-        - 1,
-        4,
+        row[f"{name}_change"] = spread(a.seconds[name] / b.seconds[name] - 1 for a, b in pairs)
+    row["ttft_without_load_change"] = spread(
+        (a.seconds["encode"] + a.seconds["prefill"]) / (b.seconds["encode"] + b.seconds["prefill"]) - 1
+        for a, b in pairs
     )
-    text = last.num_prompt_tokens
-    for name, costs in flops.items():
-        # Of the true layout, whatever this size's: 13,440 tokens for 64 pictures.
-        cost = _prefill_flops(costs, num_gops=num_gops, density=density, text=text)
-        row[f"flops_change_{name}"] = round(
-            cost / _prefill_flops(costs, num_gops=num_gops, density=BASELINE, text=text) - 1, 4
+    for name in names:
+        cost, of_baseline = (
+            _prefill_flops(name, num_gops=num_gops, density=one, text=last.num_prompt_tokens)
+            for one in (density, BASELINE)
         )
+        row[f"flops_change_{name}"] = round(cost / of_baseline - 1, 4)
     return row
 
 
-def _prefill_flops(costs: Flops, *, num_gops: int, density: int, text: int) -> float:
-    tokens = num_gops * gop_tokens(NUM_ANCHORS, density, TokenLayout())
-    return costs.of_prefill(
+def _prefill_flops(name: str, *, num_gops: int, density: int, text: int) -> float:
+    """Of the true layout, whatever the size's: 13,440 tokens for 64 pictures."""
+    num_deltas = num_gops * (NUM_ANCHORS - density)
+    return _costs(name, num_together=max(1, num_deltas)).of_prefill(
         num_pictures=num_gops * density,
-        num_deltas=num_gops * (NUM_ANCHORS - density),
-        num_tokens=tokens + text,
+        num_deltas=num_deltas,
+        num_tokens=num_gops * gop_tokens(NUM_ANCHORS, density, TokenLayout()) + text,
     )
+
+
+@functools.cache
+def _costs(name: str, *, num_together: int) -> Flops:
+    return count_flops(SIZES[name], num_together=num_together)
 
 
 def relative(costs: Flops) -> dict[str, float]:
@@ -320,25 +321,30 @@ def relative(costs: Flops) -> dict[str, float]:
         "gflops_a_token": round(costs.token / 1e9, 4),
         "picture_over_token": round(costs.picture / costs.token, 2),
         "delta_over_token": round(costs.delta / costs.token, 2),
+        "deltas_together": costs.num_together,
         "attention_over_token_at_13440": round(costs.attention * 13440 / 2 / costs.token, 3),
     }
 
 
-def table(rows: dict[str, dict[str, Any]], flops: dict[str, Flops]) -> str:
-    """For people."""
-    lines = [f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in relative(costs).items())
-             for name, costs in flops.items()]  # fmt: skip
+def table(rows: dict[str, dict[str, Any]], proportions: dict[str, dict[str, float]]) -> str:
+    """For people: medians, and of the changes the least and the most as well."""
+    lines = [f"{name}: " + ", ".join(f"{key} {value:g}" for key, value in found.items())
+             for name, found in proportions.items()]  # fmt: skip
     names = ("I + P", "tokens", "text", *STAGES, "TTFT s", "E2E s", "peak GB", "TTFT", "E2E")
-    predicted = [f"FLOPs {name}" for name in flops]
+    predicted = [f"FLOPs {name}" for name in proportions]
     lines.append("  ".join(f"{name:>9}" for name in (*names, *predicted, "paper TTFT", "E2E")))
     for density, row in rows.items():
         cells = [f"{row['num_pictures']} + {row['num_deltas']}", row["visual_tokens"], row["prompt_tokens"]]
-        cells += [f"{row[f'{stage}_s']:.3f}" for stage in (*STAGES, "ttft", "end_to_end")]
+        cells += [f"{row[f'{stage}_s']['median']:.3f}" for stage in (*STAGES, "ttft", "end_to_end")]
         cells.append("-" if row["peak_gb"] is None else f"{row['peak_gb']:.2f}")
-        cells += [f"{row[f'{name}_change']:+.1%}" for name in ("ttft", "end_to_end")]
-        cells += [f"{row[f'flops_change_{name}']:+.1%}" for name in flops]
+        cells += [f"{row[f'{name}_change']['median']:+.1%}" for name in ("ttft", "end_to_end")]
+        cells += [f"{row[f'flops_change_{name}']:+.1%}" for name in proportions]
         cells += [f"{PAPER[name]:+.0%}" if density == "1" else "" for name in ("ttft", "end_to_end")]
         lines.append("  ".join(f"{cell!s:>9}" for cell in cells))
+        if density == str(BASELINE):
+            continue
+        for name, label in (("ttft_change", "TTFT"), ("end_to_end_change", "E2E")):
+            lines.append(f"{label:>20}: {row[name]['least']:+.1%} to {row[name]['most']:+.1%} by round")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from cope_prep.encoders.build import PARTS, ModelConfig, build_tokenizer, build_video_lm
+from cope_prep.encoders.build import PARTS, ModelConfig, Part, build_tokenizer, build_video_lm
 from cope_prep.encoders.chat import SYSTEM, EncodedChat, encode_chat, video_prompt
 from cope_prep.encoders.data import DataConfig, check_held_out, geometry_values
 from cope_prep.encoders.engine import TrainingConfig
@@ -113,7 +113,7 @@ class FinetuneTask(Task):
             batch_size = config.eval_batch_size or config.training.micro_batch_size
             self.eval_dataset = self._dataset(config.eval_data, batch_size, held_out=True)
             check_held_out(config.data, self.dataset, config.eval_data, self.eval_dataset)
-        self._groups = self._split_parameters()
+        self._trained = self._split_parameters()
 
     def _check_geometry(self) -> None:
         model = self.config.model
@@ -133,8 +133,9 @@ class FinetuneTask(Task):
             held_out=held_out,
         )
 
-    def _split_parameters(self) -> list[ParameterGroup]:
-        groups = []
+    def _split_parameters(self) -> dict[Part, list[str]]:
+        """Names of what trains, by part. Names alone: parameters that FSDP2 has sharded must not stay whole."""
+        trained: dict[Part, list[str]] = {}
         named = dict(self.model.named_parameters())
         for name, prefixes in PARTS.items():
             chosen: GroupConfig = getattr(self.config.groups, name)
@@ -142,20 +143,20 @@ class FinetuneTask(Task):
             for parameter in parameters.values():
                 parameter.requires_grad_(chosen.train)
             if chosen.train:
-                groups.append(ParameterGroup(name=name, parameters=parameters, lr_scale=chosen.lr_scale))
+                trained[name] = list(parameters)
         assert not named, f"in no group: {sorted(named)}"
-        return groups
+        return trained
 
     def parameter_groups(self) -> list[ParameterGroup]:
         # Looked up anew: FSDP2 puts sharded parameters in place of those that were there.
         named = dict(self.model.named_parameters())
         return [
             ParameterGroup(
-                name=group.name,
-                parameters={name: named[name] for name in group.parameters},
-                lr_scale=group.lr_scale,
+                name=name,
+                parameters={key: named[key] for key in keys},
+                lr_scale=getattr(self.config.groups, name).lr_scale,
             )
-            for group in self._groups
+            for name, keys in self._trained.items()
         ]
 
     def blocks(self) -> list[nn.Module]:

@@ -106,7 +106,7 @@ def _find(layout: Layout, video_id: str) -> tuple[str, list[SampleSpan]]:
 def _in_shards(layout: Layout, video_id: str) -> tuple[str, list[SampleSpan]] | None:
     try:
         with storage.open_read(layout.index) as file:
-            found = _rows_of(pq.ParquetFile(file), video_id)
+            found = _rows_of(storage.open_parquet(file), video_id)
     except SourceNotFoundError:
         return None
     except (pa.ArrowInvalid, OSError) as exc:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.verify_report import ProblemKind
@@ -27,7 +26,7 @@ class IndexFile:
         self._uri = uri
         self._handle = storage.open_read(uri)
         try:
-            self._file = pq.ParquetFile(self._handle)
+            self._file = storage.open_parquet(self._handle)
             if not self._file.schema_arrow.equals(INDEX):
                 raise FormatError(uri, "does not have the columns of an index", "Run cope-prep shard.")
             self.num_rows: int = self._file.metadata.num_rows

@@ -291,7 +291,7 @@ def read_parquet(
                 if name not in found.names or found.field(name).type != schema.field(name).type:
                     raise SchemaVersionError(uri, f"has no column {name} of type {schema.field(name).type}")
             file.seek(0)
-            parquet = pq.ParquetFile(file, read_dictionary=list(dictionary))
+            parquet = storage.open_parquet(file, read_dictionary=list(dictionary))
             return parquet.read(columns=list(columns), use_threads=storage.PARQUET_THREADS)
         except (pa.ArrowInvalid, OSError) as exc:
             raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
-import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.llava_layout import QuestionFile
@@ -204,7 +203,7 @@ def _unpacked(uri: str, version: str, folder: str) -> str:
 
 def _unpack(uri: str, out_fd: int) -> None:
     with open_file(uri) as file, open(out_fd, "wb", closefd=False) as out:
-        parquet = pq.ParquetFile(file)
+        parquet = storage.open_parquet(file)
         with pyarrow.ipc.new_file(out, parquet.schema_arrow) as writer:
             for batch in parquet.iter_batches(batch_size=1 << 14, use_threads=storage.PARQUET_THREADS):
                 writer.write_batch(batch)

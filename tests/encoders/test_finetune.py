@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch import nn
 
 from cope_prep.encoders.build import build_video_lm
 from cope_prep.encoders.chat import video_prompt
@@ -286,3 +289,13 @@ def test_vocabulary_that_is_too_small_fails(small: Layout, models: Path, tmp_pat
         ConfigurationError, match="has 259 tokens, but the language model has embeddings for 100"
     ):
         task_of(small, models, tmp_path, model=model)
+
+
+def test_task_does_not_hold_parameters_beside_its_model(small: Layout, models: Path, tmp_path: Path) -> None:
+    """FSDP2 puts slices in their place: what else held them would keep the whole model on every GPU."""
+    task = task_of(small, models, tmp_path)
+    held = [weakref.ref(parameter) for parameter in task.model.parameters()]
+    task.model = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    gc.collect()
+    assert held
+    assert not any(reference() is not None for reference in held)

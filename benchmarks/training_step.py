@@ -11,8 +11,8 @@ over the time of the step, and `samples_per_s`. Figures are medians over the ste
 warm-up, with the least and the most. Target: under 1 % in the loader.
 
 `loader alone` is one process that does nothing else: its samples a second over those of the training say how many
-times faster a model could be before one worker is too slow for it. On a CPU, where a step of fine-tuning takes
-seconds, that says more than the share waited, which is small of any long step.
+times faster a model could be before one worker is too slow for it. On a CPU, of whose long steps any wait is a
+small share, that says more.
 
 FLOPs of a sample, forward and backward of what trains and forward of what is frozen, are those of the first batch,
 counted without computing it (flops.py). Utilization is against the GPU's dense bf16 peak. On one GPU the 7b trains

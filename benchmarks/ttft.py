@@ -17,8 +17,7 @@ The baseline's pictures are rebuilt from motion and residual like those of the o
 loader has to. Times are by the wall clock on a GPU, in bf16; on a CPU, which is shared, they are CPU time of one
 thread, in fp32. Peak memory is the GPU's; on a CPU that of a process that answers once, less what it had when the
 model was made. CoPE-VideoLM (arXiv 2602.13191) has TTFT -86 % and end to end -56 % for 1 key frame against 8, on
-an RTX 4090. What of a CPU's figures carries over is TTFT; decoding is bound by the bandwidth of memory, and an
-accelerator has far less of it for each FLOP, so that there decode is a larger part of the whole.
+an RTX 4090. Of a CPU's figures TTFT carries over; on a GPU decoding, bound by memory, is a larger part.
 """
 
 from __future__ import annotations

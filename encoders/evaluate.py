@@ -13,14 +13,22 @@ from typing import Annotated, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from cope_prep.encoders.sequences import SequenceBatch
 from cope_prep.encoders.video_lm import DeltaMode, VideoLM
 from cope_prep.pipeline.loader import DeviceGops
 
 ValueT = TypeVar("ValueT")
-EvalBatches = Annotated[int, Field(ge=1)] | Literal["all"]
+
+
+def _check_batches(value: object) -> object:
+    if value != "all" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError('must be a number of 1 or more, or "all"')
+    return value
+
+
+EvalBatches = Annotated[int | Literal["all"], BeforeValidator(_check_batches)]
 """How many held-out batches of a rank are evaluated each time."""
 
 

@@ -22,6 +22,7 @@ from cope_prep.pipeline import storage
 from cope_prep.pipeline.decode import read_frames
 from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.ledger import Ledger, rows_of
+from cope_prep.pipeline.parquet import PARQUET_THREADS, open_parquet
 from cope_prep.pipeline.rebuild import rebuild_anchors
 from cope_prep.pipeline.tar import Member, SampleSpan, read_members, scan
 from cope_prep.schemas.arrow import MANIFEST
@@ -106,7 +107,7 @@ def _find(layout: Layout, video_id: str) -> tuple[str, list[SampleSpan]]:
 def _in_shards(layout: Layout, video_id: str) -> tuple[str, list[SampleSpan]] | None:
     try:
         with storage.open_read(layout.index) as file:
-            found = _rows_of(storage.open_parquet(file), video_id)
+            found = _rows_of(open_parquet(file), video_id)
     except SourceNotFoundError:
         return None
     except (pa.ArrowInvalid, OSError) as exc:
@@ -130,7 +131,7 @@ def _rows_of(index: pq.ParquetFile, video_id: str) -> list[dict[str, Any]]:
     """All columns only where the video is: the index of LLaVA-Video-178K has more than a million rows."""
     rows: list[dict[str, Any]] = []
     for group in range(index.num_row_groups):
-        read = partial(index.read_row_group, group, use_threads=storage.PARQUET_THREADS)
+        read = partial(index.read_row_group, group, use_threads=PARQUET_THREADS)
         is_it = pc.equal(read(columns=["video_id"])["video_id"], video_id)  # pyright: ignore[reportAttributeAccessIssue]
         if pc.any(is_it).as_py():  # pyright: ignore[reportAttributeAccessIssue]
             rows += read(columns=_INDEX_COLUMNS).filter(is_it).to_pylist()

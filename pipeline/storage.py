@@ -15,7 +15,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -26,6 +26,7 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from cope_prep.pipeline.parquet import read_columns
 from cope_prep.schemas.errors import (
     ConfigurationError,
     CopePrepError,
@@ -39,8 +40,6 @@ from cope_prep.schemas.specs import SCHEMA_VERSION
 TEMPORARY_PREFIX = ".tmp-"
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _CHUNK_BYTES = 1 << 20
-PARQUET_THREADS = False
-"""`use_threads` of all that reads what `open_parquet` has opened."""
 
 _KEPT: dict[int, AbstractFileSystem] = {}
 """The asynchronous stores in use, for good, by id().
@@ -301,31 +300,6 @@ def publish_table(uri: str, table: pa.Table) -> None:
     """Publish an Arrow table as Parquet (zstd), atomically."""
     with publish(uri) as path:
         pq.write_table(table, path, compression="zstd")
-
-
-def open_parquet(file: Any, **options: Any) -> pq.ParquetFile:
-    """A Parquet file in a Python file, to be read in this thread alone: `use_threads=PARQUET_THREADS`.
-
-    A thread of pyarrow 26 lets go of a Python file a little after the read has returned. If the interpreter ends at
-    that moment, the process aborts (SIGABRT, apache/arrow#34314): 1 in 15 of the commands that found nothing to do.
-    `pq.read_table` has such threads whatever it is told, and `pre_buffer` has.
-
-    Raises:
-        pa.ArrowInvalid, OSError: it is not a readable Parquet file.
-    """
-    return pq.ParquetFile(file, pre_buffer=False, **options)
-
-
-def read_columns(file: Any, columns: Sequence[str] | None = None) -> pa.Table:
-    """All columns of a Parquet file that is open for reading, or some.
-
-    Raises:
-        pa.ArrowInvalid, OSError: it is not a readable Parquet file, or lacks a column.
-    """
-    parquet = open_parquet(file)
-    if missing := sorted(set(columns or ()) - set(parquet.schema_arrow.names)):
-        raise pa.ArrowInvalid(f"has no column {', '.join(missing)}")
-    return parquet.read(columns=None if columns is None else list(columns), use_threads=PARQUET_THREADS)
 
 
 def read_table(uri: str, schema: pa.Schema) -> pa.Table:

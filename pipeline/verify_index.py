@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from cope_prep.pipeline import storage
+from cope_prep.pipeline.parquet import PARQUET_THREADS, open_parquet
 from cope_prep.pipeline.verify_report import ProblemKind
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import FormatError
@@ -26,7 +27,7 @@ class IndexFile:
         self._uri = uri
         self._handle = storage.open_read(uri)
         try:
-            self._file = storage.open_parquet(self._handle)
+            self._file = open_parquet(self._handle)
             if not self._file.schema_arrow.equals(INDEX):
                 raise FormatError(uri, "does not have the columns of an index", "Run cope-prep shard.")
             self.num_rows: int = self._file.metadata.num_rows
@@ -68,7 +69,7 @@ class IndexFile:
         return set(heapq.nsmallest(count, self._keys(), key=place))
 
     def _read(self, group: int, columns: list[str] | None = None) -> pa.Table:
-        return self._file.read_row_group(group, columns=columns, use_threads=storage.PARQUET_THREADS)
+        return self._file.read_row_group(group, columns=columns, use_threads=PARQUET_THREADS)
 
     def _keys(self) -> Iterator[str]:
         for group in range(self._file.num_row_groups):

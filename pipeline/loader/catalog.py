@@ -20,6 +20,7 @@ from cope_prep.pipeline.layout import Layout, Specs, find_specs, read_specs, the
 from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY, RetryPolicy
 from cope_prep.pipeline.loader.filters import GopFilter
 from cope_prep.pipeline.loader.remote_file import fetch_exists, fetch_file, fetch_stat, open_file
+from cope_prep.pipeline.parquet import PARQUET_THREADS, open_parquet
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError, SourceNotFoundError
 from cope_prep.schemas.specs import SCHEMA_VERSION
@@ -291,8 +292,8 @@ def read_parquet(
                 if name not in found.names or found.field(name).type != schema.field(name).type:
                     raise SchemaVersionError(uri, f"has no column {name} of type {schema.field(name).type}")
             file.seek(0)
-            parquet = storage.open_parquet(file, read_dictionary=list(dictionary))
-            return parquet.read(columns=list(columns), use_threads=storage.PARQUET_THREADS)
+            parquet = open_parquet(file, read_dictionary=list(dictionary))
+            return parquet.read(columns=list(columns), use_threads=PARQUET_THREADS)
         except (pa.ArrowInvalid, OSError) as exc:
             raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
 

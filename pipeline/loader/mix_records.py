@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import find_specs
 from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder, open_shards, read_catalog
 from cope_prep.pipeline.loader.mix import MixPart
 from cope_prep.pipeline.loader.questions import QuestionPlan, plan_questions, questions_uri
 from cope_prep.pipeline.loader.remote_file import open_file
+from cope_prep.pipeline.parquet import read_columns
 from cope_prep.schemas.errors import ConfigurationError
 
 
@@ -122,6 +122,6 @@ def read_part(part: MixPart, *, seed: int) -> PartRecords:
 def _other_videos(uri: str, video_ids: pa.Array) -> pa.Array:
     """string: the videos of a table of questions that are not among `video_ids`."""
     with open_file(uri) as file:
-        asked = storage.read_columns(file, ["video_id"])["video_id"].unique()
+        asked = read_columns(file, ["video_id"])["video_id"].unique()
     is_other = pc.invert(pc.is_in(asked, value_set=video_ids))  # pyright: ignore[reportAttributeAccessIssue]
     return asked.filter(is_other)

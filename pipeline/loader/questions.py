@@ -25,6 +25,7 @@ from cope_prep.pipeline.loader.remote_file import fetch_stat, open_file
 from cope_prep.pipeline.loader.shared_folder import link_file, lock_byte, locked, unnamed_file
 from cope_prep.pipeline.manifest_report import SkipCounter
 from cope_prep.pipeline.mix_yaml import read_mix, resolve_mix
+from cope_prep.pipeline.parquet import PARQUET_THREADS, open_parquet
 from cope_prep.schemas.arrow import QUESTIONS
 from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError, StorageError
 from cope_prep.schemas.records import QARecord
@@ -203,7 +204,7 @@ def _unpacked(uri: str, version: str, folder: str) -> str:
 
 def _unpack(uri: str, out_fd: int) -> None:
     with open_file(uri) as file, open(out_fd, "wb", closefd=False) as out:
-        parquet = storage.open_parquet(file)
+        parquet = open_parquet(file)
         with pyarrow.ipc.new_file(out, parquet.schema_arrow) as writer:
-            for batch in parquet.iter_batches(batch_size=1 << 14, use_threads=storage.PARQUET_THREADS):
+            for batch in parquet.iter_batches(batch_size=1 << 14, use_threads=PARQUET_THREADS):
                 writer.write_batch(batch)

@@ -23,6 +23,7 @@ from cope_prep.pipeline.loader.order import Shuffle, compact, epoch_order
 from cope_prep.pipeline.loader.questions import plan_questions
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import SampleStore
+from cope_prep.pipeline.parquet import read_columns
 from cope_prep.schemas.errors import ConfigurationError, FormatError
 
 
@@ -185,7 +186,7 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 def _shard_names(uri: str) -> list[str]:
     try:
         with storage.open_read(uri) as file:
-            return storage.read_columns(file, ["shard"])["shard"].unique().to_pylist()
+            return read_columns(file, ["shard"])["shard"].unique().to_pylist()
     except pa.ArrowInvalid as exc:
         found = str(exc).partition("\n")[0]
         raise FormatError(uri, f"is not an index of shards ({found})") from exc

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from cope_prep.pipeline.layout import Layout
+from cope_prep.pipeline.loader.batch import QABatch
 from cope_prep.schemas.specs import EncodeSpec
 
 HERE = Path(__file__).parent
@@ -56,3 +57,13 @@ def one_thread(load_helper: Callable[[str], ModuleType]) -> Iterator[None]:
     """As a mark of a module: `pytest.mark.usefixtures("one_thread")`."""
     with load_helper("small_models").one_thread():
         yield
+
+
+@pytest.fixture(scope="session")
+def batch(load_helper: Callable[[str], ModuleType], small: Layout) -> QABatch:
+    """6 questions about videos of 1 to 4 GOPs, two of them about the same. Not to be changed."""
+    found = load_helper("small_models").questions(small.dataset, questions_per_visit=2)
+    videos = [question.video_id for question in found.questions]
+    assert len(set(videos)) < len(videos)
+    assert len({int(kinds.count_nonzero()) for kinds in found.run_kind}) > 1
+    return found

@@ -35,6 +35,7 @@ from cope_prep.encoders.token_stream import TokenLayout
 from cope_prep.encoders.video_lm import VideoLM
 from cope_prep.encoders.vision_tower import VisionTower
 from cope_prep.pipeline.layout import Layout
+from cope_prep.pipeline.loader import QADataset, TokenCounts
 from cope_prep.pipeline.loader.batch import QABatch
 from cope_prep.schemas.specs import EncodeSpec
 
@@ -51,6 +52,7 @@ DELTA = DeltaEncoderConfig(
 )
 LAYOUT = TokenLayout(patches_per_side=3, delta_tokens=3)
 TOKENIZER = llava_checkpoint.make_tokenizer()
+COUNTS = TokenCounts(picture=6, delta=3)
 
 
 @contextlib.contextmanager
@@ -176,6 +178,11 @@ def damage(layout: Layout) -> str:
     content[row["offset_bytes"] + row["size_bytes"] // 2] ^= 0x10
     path.write_bytes(content)
     return row["key"]
+
+
+def questions(source: Any, *, batch_size: int = 6, **options: Any) -> QABatch:
+    options = {"key_frames": 2, "tokens": COUNTS, "last": "wrap", **options}
+    return next(iter(QADataset(source, batch_size=batch_size, **options)))
 
 
 def ask_for_two_pictures(layout: Layout) -> str:

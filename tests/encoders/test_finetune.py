@@ -174,6 +174,15 @@ def test_nothing_to_train_fails(small: Layout, models: Path, tmp_path: Path) -> 
         task_of(small, models, tmp_path, groups=alone, model=model)
 
 
+@pytest.mark.parametrize("given", [0, -1, "some", True])
+def test_number_of_held_out_batches_that_is_none_fails(
+    given: Any, small: Layout, models: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValidationError, match='must be a number of 1 or more, or "all"') as raised:
+        task_of(small, models, tmp_path, eval_batches=given)
+    assert raised.value.error_count() == 1
+
+
 def test_packing_without_a_length_fails(small: Layout, models: Path, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="packing needs max_length"):
         task_of(small, models, tmp_path, packing=True)

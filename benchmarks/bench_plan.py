@@ -60,7 +60,7 @@ print(time.perf_counter() - begun_s)
 
 
 def run(command: list[str]) -> tuple[str, dict[str, Any]]:
-    """What a command prints; its wall time and peak resident size."""
+    """What a command prints; its wall time, CPU time (user and system) and peak resident size."""
     start_s = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, stdout=output)
@@ -71,7 +71,12 @@ def run(command: list[str]) -> tuple[str, dict[str, Any]]:
         wall_s = time.perf_counter() - start_s
         output.seek(0)
         text = output.read()
-    return text, {"wall_s": round(wall_s, 2), "peak_rss_mb": round(usage.ru_maxrss * 1024 / 1e6)}
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return text, {
+        "wall_s": round(wall_s, 2),
+        "cpu_s": round(cpu_s, 2),
+        "peak_rss_mb": round(usage.ru_maxrss * 1024 / 1e6),
+    }
 
 
 def commands(folder: Path, index: str) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ does not count. How a model is sharded, and on which device it is, makes no diff
 
 Meta tensors have no values, and both models look at some: which frames are there, which tokens are answers. So
 their parts are called here one by one, with as many frames and tokens as a batch has. That the sum is a real
-step's, tests/benchmarks/test_flops.py checks.
+step's, tests/benchmarks/test_efficiency.py checks.
 
 A frame at rest goes through the Δ-encoder with each batch of P-frames. So P-frames are counted `num_together` at a
 time, and a figure is for one of them (`cope-prep train describe` has 7, those of a GOP).

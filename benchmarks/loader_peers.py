@@ -27,12 +27,13 @@ import torch
 from loader_data import LoaderData
 from torch.utils.data import DataLoader, default_collate
 
-from cope_prep.pipeline.loader.batch import BatchInfo, GopBatch, TokenCounts
+from cope_prep.pipeline.loader.batch import BatchInfo, GopBatch
 from cope_prep.pipeline.loader.buffer import Buffer
 from cope_prep.pipeline.loader.collate import Geometry, Row, fill_gops, gop_arrays
 from cope_prep.pipeline.loader.gops import layout_of
 from cope_prep.pipeline.loader.primitives import allocate, load_gop
 from cope_prep.pipeline.tar import split_sample
+from cope_prep.pipeline.token_counts import TokenCounts
 from cope_prep.schemas.wire import decode_gop
 
 CHUNK_BYTES = 64 * 10**6

@@ -11,7 +11,9 @@ give the paper's 2,000 hours), durations uniform within a class, academic 15 % o
 videos of the QA sets, and samples of 25 KB a second (benchmarks/results/size) varying by a factor of 1.5.
 
 FOLDER/questions.parquet and FOLDER/shards/<hash>/{index.parquet,dataset.json,spec.json} are what cope-prep
-writes, column by column; index.parquet shard by shard. Random figures repeat, so that the files stay small.
+writes, column by column; index.parquet shard by shard. Random figures repeat, so that the files stay small; with
+`varied_figures` they do not, and are spread about as in real clips, for what computes with them. Manifest and
+ledgers are synthetic_records.py's.
 """
 
 from __future__ import annotations
@@ -126,7 +128,7 @@ def make_folders(scale: float) -> list[Folder]:
     return folders
 
 
-def write_dataset(folder: Path, *, scale: float) -> Layout:
+def write_dataset(folder: Path, *, scale: float, varied_figures: bool = False) -> Layout:
     """Write questions.parquet and the index of the shards; returns where they are."""
     layout = Layout(dataset=str(folder), specs=Specs())
     folders = make_folders(scale)
@@ -142,7 +144,8 @@ def write_dataset(folder: Path, *, scale: float) -> Layout:
     shards = []
     with storage.publish(layout.index) as path:
         with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
-            for shard, rows in enumerate(index_tables(folders, layout.specs.shard.target_bytes)):
+            tables = index_tables(folders, layout.specs.shard.target_bytes, varied_figures=varied_figures)
+            for shard, rows in enumerate(tables):
                 writer.write_table(rows, row_group_size=len(rows))
                 size_bytes = int(pc.sum(rows["size_bytes"]).as_py()) + len(END_OF_ARCHIVE)
                 shards.append({"name": shard_name(shard), "bytes": size_bytes})
@@ -183,7 +186,9 @@ def question_rows(source: Folder, kind: str, number: int) -> pa.Table:
     return pa.table([columns[name] for name in QUESTIONS.names], schema=QUESTIONS)
 
 
-def index_tables(folders: list[Folder], target_bytes: int) -> Iterator[pa.Table]:
+def index_tables(
+    folders: list[Folder], target_bytes: int, *, varied_figures: bool = False
+) -> Iterator[pa.Table]:
     """Rows of one shard after the other: videos in the order of a hash, as the shard stage packs them."""
     rng = np.random.default_rng(1)
     video_ids = [video_id for folder in folders for video_id in folder.video_ids]
@@ -225,6 +230,7 @@ def index_tables(folders: list[Folder], target_bytes: int) -> Iterator[pa.Table]
             num_frames=frames[start:end],
             residual_blocks=residual_blocks[start:end],
             size_bytes=size_bytes[start:end],
+            varied_figures=varied_figures,
         )
 
 
@@ -237,6 +243,7 @@ def shard_rows(
     num_frames: np.ndarray,
     residual_blocks: np.ndarray,
     size_bytes: np.ndarray,
+    varied_figures: bool,
 ) -> pa.Table:
     """All columns of one shard's rows; all arrays are [num_gops], `strings` has the video's key as `key`."""
     num_rows = len(gop)
@@ -244,7 +251,7 @@ def shard_rows(
     offset_bytes = np.cumsum(size_bytes) - size_bytes
     window_ends = np.append(0, np.cumsum(num_windows))
     # The figures repeat: what a plan reads is elsewhere, and random floats would make up most of the file.
-    figures = rng.integers(0, 64, window_ends[-1]).astype(np.float32) / 8
+    repeated = rng.integers(0, 64, window_ends[-1]).astype(np.float32) / 8
     gop_text = pc.utf8_lpad(pc.cast(pa.array(gop), pa.string()), 5, "0")
     numbers = {
         "gop_index": gop,
@@ -272,11 +279,28 @@ def shard_rows(
         if field.name in numbers:
             columns[field.name] = pa.array(numbers[field.name]).cast(field.type, safe=False)
         elif field.name not in columns:
+            figures = varied(rng, field.name, window_ends[-1]) if varied_figures else repeated
             values = pa.array(figures).cast(field.type.value_type, safe=False)
             columns[field.name] = pa.ListArray.from_arrays(
                 pa.array(window_ends, pa.int32()), values, type=field.type
             )
     return pa.table([columns[column] for column in INDEX.names], schema=INDEX)
+
+
+def varied(rng: np.random.Generator, name: str, number: int) -> np.ndarray:
+    """float64 [number]: a figure of so many windows, rounded as extraction rounds it."""
+    match name:
+        case "motion_mean_px" | "motion_p95_px":
+            return np.round(rng.gamma(0.8, 4.0 if name == "motion_mean_px" else 12.0, number), 4)
+        case "zero_motion_share" | "intra_share" | "residual_nonzero_share":
+            return np.round(rng.beta(1.0, 2.0, number), 4)
+        case "residual_energy":
+            return np.round(rng.lognormal(4.0, 1.2, number), 4)
+        case "clipped_vectors" | "clipped_residuals":
+            return np.where(rng.random(number) < 0.02, rng.integers(1, 100, number), 0).astype(np.float64)
+        case "psnr_y_db":
+            return rng.normal(41.0, 3.0, number)
+    return rng.integers(0, 20_000, number).astype(np.float64)
 
 
 def member_lists(offset_bytes: np.ndarray, num_windows: np.ndarray, residual_blocks: np.ndarray) -> pa.Array:

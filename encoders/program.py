@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from cope_prep.encoders.engine import OnReport, TrainingConfig, TrainingResult, 
 from cope_prep.encoders.run_record import check_geometry, check_model, write_record
 from cope_prep.encoders.settings import Settings, read_toml
 from cope_prep.encoders.task import Task
+from cope_prep.pipeline.printable import log_levels_printably
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError
 
 
@@ -69,7 +69,7 @@ def run_program(kind: type[Settings], make_task: Callable[[Any], Task]) -> None:
     )
     parser.add_argument("config", help="a .toml file")
     path = parser.parse_args().config
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_levels_printably()
     try:
         result = run_training(read_toml(path, kind), make_task)
     except CopePrepError as exc:

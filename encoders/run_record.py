@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cope_prep.pipeline.redact import redacted_document
 from cope_prep.schemas.errors import ConfigurationError, FormatError
 
 SEVERAL = "several"
@@ -27,11 +28,11 @@ _NOT_COMPUTED = ("freeze_batch_norm", "resnet_checkpoint")
 
 
 def write_record(run: str | Path, *, config: Mapping[str, Any], geometry: Mapping[str, Any]) -> None:
-    """Write a run's record into its output folder; of a run that goes on, anew."""
+    """Write a run's record into its output folder; of a run that goes on, anew. URLs lose their credentials."""
     folder = Path(run)
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".{_NAME}.{os.getpid()}"
-    part.write_text(json.dumps({"config": config, "geometry": geometry}, indent=1))
+    part.write_text(json.dumps({"config": redacted_document(config), "geometry": geometry}, indent=1))
     part.replace(folder / _NAME)
 
 

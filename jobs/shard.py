@@ -2,8 +2,8 @@
 
     extract ledger ──plan_shards──> plan ──build_shard per entry──> shards + rows ──finish_shards──> index
 
-There is no ledger: a shard whose rows and size are as planned is done. A shard that fails leaves the others
-and the index over them.
+There is no ledger: a shard whose rows and size are as planned is done. A shard that fails leaves the others and
+the index over them, and so does one whose rows are damaged and cannot be written again.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ from rich.console import Console
 
 from cope_prep.jobs.executors import Executor
 from cope_prep.jobs.extract import extract_tasks
+from cope_prep.jobs.failure_limit import FailureCount, TooManyFailures
+from cope_prep.jobs.metrics import StageMetrics
 from cope_prep.jobs.progress import Progress
 from cope_prep.jobs.stage import Item, Outcome, run_items
 from cope_prep.jobs.summary import FailedItem, ShardSummary
 from cope_prep.jobs.taken_over import extract_version
 from cope_prep.jobs.video_stage import StageOptions, current_rows
-from cope_prep.jobs.worker import Failure
+from cope_prep.jobs.worker import Done, Failure
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.finish import finish_shards, read_dataset_json
 from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.ledger import Ledger
-from cope_prep.pipeline.shard import BuiltShard, build_shard, find_built
+from cope_prep.pipeline.provenance import provenance_uri
+from cope_prep.pipeline.shard import BuiltShard, build_shard, find_readable
 from cope_prep.pipeline.shard_plan import ExtractedVideo, PlannedShard, ShardPlan, plan_shards
 from cope_prep.schemas.errors import FormatError, SourceNotFoundError
 from cope_prep.schemas.records import VideoRecord
@@ -81,7 +84,7 @@ def run_shard(
         for shard in plan.shards
         if built[shard.index] is None or any(video.video_key in leftovers for video in shard.videos)
     ]
-    failures = _build(
+    failures, num_ended, stopped = _build(
         layout,
         missing,
         executor=executor,
@@ -98,7 +101,7 @@ def run_shard(
         stage="shards",
         spec_hash=layout.specs.hash_of("shards"),
         num_shards=len(document["shards"]),
-        num_run=len(missing),
+        num_run=num_ended,
         num_failed=len(failures),
         num_videos=counts["videos"],
         num_gops=counts["gops"],
@@ -108,11 +111,12 @@ def run_shard(
         num_missing_input=len(videos) - len(extracted),
         wall_s=time.monotonic() - start_s,
         failures=tuple(failures),
+        stopped=stopped,
     )
 
 
 def _current(layout: Layout, shard: PlannedShard) -> BuiltShard | None:
-    found = find_built(layout, shard.index)
+    found = find_readable(layout, shard.index)
     return found[0] if found is not None and found[0].versions == shard.versions else None
 
 
@@ -129,11 +133,14 @@ def _leftovers(layout: Layout, consume: bool, consume_reencoded: frozenset[str])
 def _is_finished(layout: Layout, plan: ShardPlan, built: dict[int, BuiltShard | None]) -> bool:
     """True if dataset.json describes exactly the shards that are there."""
     try:
-        described = [(shard["name"], shard["crc32c"]) for shard in read_dataset_json(layout)["shards"]]
+        document = read_dataset_json(layout)
+        described = [(shard["name"], shard["crc32c"]) for shard in document["shards"]]
     except (SourceNotFoundError, FormatError, LookupError, TypeError):
         return False
     there = [(shard.name, known.crc32c) for shard in plan.shards if (known := built[shard.index])]
-    return described == there and storage.exists(layout.index)
+    if described != there or "provenance" not in document:  # made before there was any
+        return False
+    return storage.exists(layout.index) and storage.exists(provenance_uri(layout))
 
 
 def _build(
@@ -145,11 +152,15 @@ def _build(
     console: Console,
     consume: bool,
     consume_reencoded: frozenset[str],
-) -> list[FailedItem]:
+) -> tuple[list[FailedItem], int, str]:
+    """Returns what failed, how many ended, and why it was stopped, if it was."""
     if not shards:
-        return []
+        return [], 0, ""
     runner = executor()
+    metrics = StageMetrics("shards", runner)
     failures: list[FailedItem] = []
+    count = FailureCount("shards", options.max_failures)
+    stopped = ""
     progress = Progress(
         label="shards",
         num_items=len(shards),
@@ -160,8 +171,17 @@ def _build(
 
     def emit(outcome: Outcome[PlannedShard]) -> None:
         reply = outcome.reply
+        count.add(reply.error_class if isinstance(reply, Failure) else "")
         progress.advance(weight=outcome.item.weight, failed=isinstance(reply, Failure))
-        if isinstance(reply, Failure):
+        if isinstance(reply, Done):
+            made = not reply.value.was_published
+            metrics.item_ended(
+                wall_s=reply.wall_s,
+                bytes_in=outcome.item.value.size_bytes if made else 0,
+                bytes_out=reply.value.size_bytes if made else 0,
+            )
+        else:
+            metrics.item_ended(wall_s=reply.wall_s, error_class=reply.error_class)
             failures.append(
                 FailedItem(
                     stage="shards",
@@ -171,19 +191,27 @@ def _build(
                 )
             )
 
+    def tick() -> None:
+        progress.tick()
+        count.check()
+
     with contextlib.closing(progress):
-        run_items(
-            [Item(subject=shard.name, weight=shard.size_bytes, value=shard) for shard in shards],
-            lambda shard: functools.partial(
-                build_shard,
-                layout,
-                shard,
-                consume=consume,
-                consume_reencoded=consume_reencoded & {video.video_key for video in shard.videos},
-            ),
-            executor=runner,
-            emit=emit,
-            tick=progress.tick,
-            time_limit_s=options.time_limit_s,
-        )
-    return failures
+        try:
+            run_items(
+                [Item(subject=shard.name, weight=shard.size_bytes, value=shard) for shard in shards],
+                lambda shard: functools.partial(
+                    build_shard,
+                    layout,
+                    shard,
+                    consume=consume,
+                    consume_reencoded=consume_reencoded & {video.video_key for video in shard.videos},
+                ),
+                executor=runner,
+                emit=emit,
+                tick=tick,
+                count=metrics.waiting,
+                time_limit_s=options.time_limit_s,
+            )
+        except TooManyFailures as exc:
+            stopped = str(exc)
+    return failures, count.num_ended, stopped

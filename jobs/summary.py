@@ -32,6 +32,11 @@ class Summary(Protocol):
         """Items that could not be tried, because the stage before has no output of them."""
         ...
 
+    @property
+    def stopped(self) -> str:
+        """Why it ended before its work did, in whole sentences; empty if it did not."""
+        ...
+
     def text(self) -> str:
         """One line."""
         ...
@@ -49,7 +54,7 @@ class StageSummary:
     spec_hash: str
     num_videos: int
     num_run: int
-    """Videos that this run worked on; the others were done, or had failed, before."""
+    """Videos that ended in this run; the others were done, or had failed, before, or it was stopped."""
     num_ok: int
     num_partial: int
     num_failed: int
@@ -59,6 +64,10 @@ class StageSummary:
     output_bytes: int
     wall_s: float
     failures: tuple[FailedItem, ...]
+    num_quarantined: int = 0
+    """Videos that this run would have tried, had they not been in quarantine."""
+    stopped: str = ""
+    """As in Summary."""
 
     def text(self) -> str:
         """One line."""
@@ -93,6 +102,8 @@ class ShardSummary:
     num_missing_input: int
     wall_s: float
     failures: tuple[FailedItem, ...]
+    stopped: str = ""
+    """As in Summary."""
 
     def text(self) -> str:
         """One line."""

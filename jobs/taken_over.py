@@ -14,10 +14,11 @@ from collections.abc import Mapping
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout, find_specs
-from cope_prep.pipeline.ledger import Ledger, LedgerRow, rows_of
+from cope_prep.pipeline.ledger import KnownRow, Ledger
+from cope_prep.pipeline.provenance import extraction_version
 
 
-def input_identity(reencoded: LedgerRow) -> tuple[int, str]:
+def input_identity(reencoded: KnownRow) -> tuple[int, str]:
     """(size, version) by which the extract stage's ledger knows a re-encoded file.
 
     The file is a function of the source and of the spec, which is in its path. Its own time stamp would say
@@ -26,18 +27,18 @@ def input_identity(reencoded: LedgerRow) -> tuple[int, str]:
     return reencoded.output_bytes, reencoded.source_sha256 or reencoded.source_version
 
 
-def extract_version(extracted: LedgerRow) -> str:
+def extract_version(extracted: KnownRow) -> str:
     """What the shards call the version of an extraction: it changes when other bytes come out."""
-    return f"{extracted.output_bytes}-{extracted.output_crc32c:08x}"
+    return extraction_version(extracted.output_bytes, extracted.output_crc32c)
 
 
-def taken_by_extract(layout: Layout, reencoded: Mapping[str, LedgerRow], *, own_only: bool) -> set[str]:
+def taken_by_extract(layout: Layout, reencoded: Mapping[str, KnownRow], *, own_only: bool) -> set[str]:
     """Of re-encoded videos, the ids of those whose samples are in a tar or in a shard."""
     taken: set[str] = set()
     for extract in _later_layouts(layout, "extract", own_only=own_only):
         rows = {
             row.video_id: row
-            for row in rows_of(Ledger(extract.ledger("extract")).read())
+            for row in Ledger(extract.ledger("extract")).read_known()
             if row.status != "failed"
             and row.video_id in reencoded
             and input_identity(reencoded[row.video_id]) == (row.source_size_bytes, row.source_version)
@@ -50,7 +51,7 @@ def taken_by_extract(layout: Layout, reencoded: Mapping[str, LedgerRow], *, own_
     return taken
 
 
-def taken_by_shards(layout: Layout, extracted: Mapping[str, LedgerRow], *, own_only: bool) -> set[str]:
+def taken_by_shards(layout: Layout, extracted: Mapping[str, KnownRow], *, own_only: bool) -> set[str]:
     """Of extracted videos, the ids of those whose samples are in a published shard."""
     from cope_prep.pipeline.shard import published_versions
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from cope_prep.jobs import train_rank
 from cope_prep.jobs.executors import RayExecutor
-from cope_prep.jobs.options import Terminated
+from cope_prep.jobs.session import Terminated
 from cope_prep.jobs.train_config import Kind
 from cope_prep.jobs.train_rank import Mailbox, Outcome, train_worker
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError, WorkerDiedError

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import logging
 import os
 import pickle
 import signal
@@ -26,6 +25,7 @@ from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from cope_prep.jobs.train_config import Kind, the_task
+from cope_prep.pipeline.printable import log_levels_printably
 from cope_prep.schemas.errors import CopePrepError, StorageError, WorkerDiedError
 
 _START = "import sys; from cope_prep.jobs.train_rank import run_rank; run_rank(*map(int, sys.argv[1:]))"
@@ -237,7 +237,7 @@ def run_rank(descriptor: int, parent_pid: int) -> None:
         return
     # Ray's processes have it blocked, and what they start inherits that.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    log_levels_printably()
     job = json.load(sys.stdin)
     ending: Outcome | CopePrepError
     try:

@@ -8,7 +8,8 @@ export it. The file is checked on the way: I- and P-frames only, 4:2:0, a size i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,13 +22,17 @@ from av.video.frame import PictureType
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.bits import VopParser
+from cope_prep.pipeline.container import MAX_AREA_PX, open_container, open_container_at
 from cope_prep.pipeline.kernels.vectors import CELL_PX, scatter_vectors
+from cope_prep.pipeline.source import MAX_SIDE_PX
 from cope_prep.schemas.errors import BitstreamError
 from cope_prep.schemas.records import MotionField
 
 _B_FRAME = int(PictureType.B)
 _HEAD_BYTES = 64
 """Of an MPEG-4 packet, kept for its VOP header; P-VOPs begin with it."""
+_DECODER_OPTIONS = {"max_pixels": str(MAX_AREA_PX)}
+"""A stream may say another size than its container, and midway."""
 _NO_VECTORS = np.zeros((0, 10), np.int32)
 _REMEDY = "Delete it and run cope-prep reencode again."
 
@@ -83,29 +88,43 @@ class FrameReader:
     """
 
     def __init__(
-        self, video_uri: str, *, gop_size: int | None = None, frames_per_gop: int | None = None
+        self,
+        video_uri: str,
+        *,
+        gop_size: int | None = None,
+        frames_per_gop: int | None = None,
+        first: int = 0,
+        fps: int = 0,
     ) -> None:
-        """With `gop_size`, the I-frames must be its multiples, and only `frames_per_gop` of each are decoded."""
+        """With `gop_size`, the I-frames must be its multiples, and only `frames_per_gop` of each are decoded.
+
+        With `first`, the index of an I-frame, and `fps`, the file is read from that frame on.
+        """
         self._uri = video_uri
         self._gop_size = gop_size
         self._frames_per_gop = frames_per_gop
-        self.num_frames = 0
+        self._first = first
+        self._fps = fps
+        self.num_frames = first
         """Frames seen so far, those left out included; all of the file's after the last one."""
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         with contextlib.ExitStack() as stack:
-            stream = self._open(stack)
+            stream = open_stream(stack, self._uri)
             container = stream.container
             assert isinstance(container, InputContainer)
             codec = _check_stream(stream, self._uri)
             stream.codec_context.thread_count = 1
-            stream.codec_context.options = {"flags2": "+export_mvs"}
+            stream.codec_context.options = {**_DECODER_OPTIONS, "flags2": "+export_mvs"}
             vop_parser = VopParser(stream.codec_context.extradata or b"") if codec == "mpeg4" else None
             waiting: dict[int | None, tuple[int, int, bytes]] = {}
+            begin = self._enter(container, stream) if self._first else None
             try:
                 for packet in container.demux(stream):
                     if packet.size:
                         index = self.num_frames
+                        if begin is not None and index == self._first and packet.pts != begin:
+                            raise BitstreamError(self._uri, f"has no I-frame {index}", _REMEDY)
                         self.num_frames += 1
                         if self._gop_size and not self._takes(packet, index, self._gop_size):
                             continue
@@ -135,6 +154,16 @@ class FrameReader:
             if waiting:
                 raise BitstreamError(self._uri, f"loses {len(waiting)} frames in decoding", _REMEDY)
 
+    def _enter(self, container: InputContainer, stream: av.VideoStream) -> int:
+        """Seek to the first frame that is wanted; its timestamp."""
+        assert stream.time_base is not None
+        begin = round(self._first / (self._fps * stream.time_base))
+        try:
+            container.seek(begin, stream=stream)
+        except av.error.FFmpegError as exc:
+            raise BitstreamError(self._uri, f"has no frame {self._first} ({exc.strerror})", _REMEDY) from exc
+        return begin
+
     def _takes(self, packet: av.Packet, index: int, gop_size: int) -> bool:
         position = index % gop_size
         if packet.is_keyframe != (position == 0):
@@ -145,22 +174,44 @@ class FrameReader:
             )
         return self._frames_per_gop is None or position < self._frames_per_gop
 
-    def _open(self, stack: contextlib.ExitStack) -> av.VideoStream:
-        if storage.is_local(self._uri):
-            storage.stat(self._uri)
-            opened = storage.local_path(self._uri)
-        else:
-            opened = stack.enter_context(storage.open_read(self._uri))
-        try:
-            container = stack.enter_context(av.open(opened, options={"protocol_whitelist": "file"}))
-            return container.streams.video[0]
-        except (av.error.FFmpegError, IndexError) as exc:
-            raise BitstreamError(self._uri, f"cannot be opened as video ({exc})", _REMEDY) from exc
-
 
 def read_frames(video_uri: str) -> Iterator[DecodedFrame]:
     """All frames of a fixed-GOP file; see FrameReader."""
     return iter(FrameReader(video_uri))
+
+
+def read_pictures(video_uri: str, indices: Sequence[int], *, fps: int) -> np.ndarray:
+    """Some frames of a fixed-GOP file, in ascending order: uint8 [num_indices, 3H/2, W], as picture_of.
+
+    It is decoded from the I-frame before the first of them, not from the beginning.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        BitstreamError: it cannot be decoded, or has no such frames.
+    """
+    found: list[np.ndarray] = []
+    with contextlib.ExitStack() as stack:
+        stream = open_stream(stack, video_uri)
+        container, time_base = stream.container, stream.time_base
+        assert isinstance(container, InputContainer)
+        _check_stream(stream, video_uri)
+        if time_base is None:
+            raise BitstreamError(video_uri, "says nothing of its time base", _REMEDY)
+        stream.codec_context.thread_count = 1
+        try:
+            container.seek(int(indices[0] / (fps * time_base)), stream=stream)
+            for frame in container.decode(stream):
+                index = -1 if frame.pts is None else round(frame.pts * time_base * fps)
+                if index == indices[len(found)]:
+                    found.append(picture_of(frame))
+                if len(found) == len(indices) or index > indices[len(found)]:
+                    break
+        except av.error.FFmpegError as exc:
+            found_text = f"does not decode near frame {indices[0]} ({exc.strerror})"
+            raise BitstreamError(video_uri, found_text, _REMEDY) from exc
+    if len(found) < len(indices):
+        raise BitstreamError(video_uri, f"has no frame {indices[len(found)]}", _REMEDY)
+    return np.stack(found)
 
 
 def picture_of(frame: av.VideoFrame, out: np.ndarray | None = None) -> np.ndarray:
@@ -182,6 +233,29 @@ def picture_of(frame: av.VideoFrame, out: np.ndarray | None = None) -> np.ndarra
     return out
 
 
+def open_stream(stack: contextlib.ExitStack, video_uri: str) -> av.VideoStream:
+    """The video stream of a file, local or remote; `stack` closes it.
+
+    Raises:
+        SourceNotFoundError: there is no such file.
+        BitstreamError: it is not a video, or a pipe, a device or a folder.
+    """
+    try:
+        if storage.is_local(video_uri):
+            storage.stat(video_uri)
+            if not os.path.isfile(storage.local_path(video_uri)):  # a pipe would hang
+                raise BitstreamError(video_uri, "is not a file", _REMEDY)
+            container = stack.enter_context(open_container_at(storage.local_path(video_uri)))
+        else:
+            file = stack.enter_context(storage.open_read(video_uri))
+            container = stack.enter_context(open_container(file))
+        stream = container.streams.video[0]
+        stream.codec_context.options = _DECODER_OPTIONS
+        return stream
+    except (av.error.FFmpegError, IndexError) as exc:
+        raise BitstreamError(video_uri, f"cannot be opened as video ({exc})", _REMEDY) from exc
+
+
 def _check_stream(stream: av.VideoStream, video_uri: str) -> Literal["h264", "mpeg4"]:
     context = stream.codec_context
     codec = context.name
@@ -193,4 +267,6 @@ def _check_stream(stream: av.VideoStream, video_uri: str) -> Literal["h264", "mp
         raise BitstreamError(
             video_uri, f"is {context.width} x {context.height}, expected multiples of 16", _REMEDY
         )
+    if max(context.width, context.height) > MAX_SIDE_PX or context.width * context.height > MAX_AREA_PX:
+        raise BitstreamError(video_uri, f"is {context.width} x {context.height}, no size of a video", _REMEDY)
     return codec

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import IO
 
 import google_crc32c
 import numpy as np
@@ -74,32 +75,65 @@ def extract_video(
         StorageError: the output cannot be written.
     """
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    num_frames = num_gops = num_windows = output_bytes = output_crc32c = 0
+    check_source(video_uri, source_crc32c)
+    records = extract_gops(video_uri, spec=spec, encode_spec=encode_spec, video_id=video_id)
+    with storage.publish(out_uri) as path, open(path, "wb") as file:
+        samples = write_samples(file, records)
+        file.write(tar.END_OF_ARCHIVE)
+    return ExtractReport(
+        num_frames=samples.num_frames,
+        num_gops=samples.num_gops,
+        num_windows=samples.num_windows,
+        duration_s=samples.num_frames / encode_spec.fps,
+        output_bytes=samples.num_bytes + len(tar.END_OF_ARCHIVE),
+        output_crc32c=google_crc32c.extend(samples.crc32c, tar.END_OF_ARCHIVE),
+        wall_s=time.perf_counter() - wall_s,
+        cpu_s=time.process_time() - cpu_s,
+    )
+
+
+def check_source(video_uri: str, source_crc32c: int | None) -> None:
+    """Refuse a file that is not the one that was re-encoded. None: nothing was recorded of it.
+
+    Raises:
+        ChecksumError: its CRC-32C is another.
+        SourceNotFoundError: there is no such file.
+    """
     if source_crc32c is not None and (found := storage.crc32c(video_uri)) != source_crc32c:
         raise ChecksumError(
             video_uri,
             f"has crc32c {found:08x}, {source_crc32c:08x} was recorded when it was re-encoded",
             "It was damaged since: delete it, and run cope-prep reencode again.",
         )
-    with storage.publish(out_uri) as path, open(path, "wb") as file:
-        for record in extract_gops(video_uri, spec=spec, encode_spec=encode_spec, video_id=video_id):
-            sample = tar.sample_bytes(record.key, encode_gop(record))
-            output_bytes += file.write(sample)
-            output_crc32c = google_crc32c.extend(output_crc32c, sample)
-            num_frames += record.num_frames
-            num_gops += 1
-            num_windows += len(record.windows)
-        output_bytes += file.write(tar.END_OF_ARCHIVE)
-        output_crc32c = google_crc32c.extend(output_crc32c, tar.END_OF_ARCHIVE)
-    return ExtractReport(
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """What was written of some GOPs."""
+
+    num_frames: int
+    num_gops: int
+    num_windows: int
+    num_bytes: int
+    crc32c: int
+
+
+def write_samples(file: IO[bytes], records: Iterable[GopRecord]) -> Samples:
+    """Write GOPs one after the other as they lie in a tar, without its end-of-archive mark."""
+    num_frames = num_gops = num_windows = num_bytes = crc32c = 0
+    for record in records:
+        sample = tar.sample_bytes(record.key, encode_gop(record))
+        num_bytes += file.write(sample)
+        crc32c = google_crc32c.extend(crc32c, sample)
+        num_frames += record.num_frames
+        num_gops += 1
+        num_windows += len(record.windows)
+    return Samples(
         num_frames=num_frames,
         num_gops=num_gops,
         num_windows=num_windows,
-        duration_s=num_frames / encode_spec.fps,
-        output_bytes=output_bytes,
-        output_crc32c=output_crc32c,
-        wall_s=time.perf_counter() - wall_s,
-        cpu_s=time.process_time() - cpu_s,
+        num_bytes=num_bytes,
+        crc32c=crc32c,
     )
 
 
@@ -109,8 +143,12 @@ def extract_gops(
     spec: ExtractSpec | None = None,
     encode_spec: EncodeSpec | None = None,
     video_id: str | None = None,
+    first_gop: int = 0,
+    stop_gop: int | None = None,
 ) -> Iterator[GopRecord]:
-    """The GOPs of a fixed-GOP file in order. `video_id` defaults to the URI.
+    """The GOPs of a fixed-GOP file in order, or those from `first_gop` to the one before `stop_gop`.
+
+    `video_id` defaults to the URI.
 
     Raises:
         ConfigurationError: the window is not shorter than the GOP.
@@ -127,7 +165,13 @@ def extract_gops(
         )
     # The frames after a GOP's last anchor are in no window, and the next I-frame needs none of them.
     frames_per_gop = (encode_spec.gop_size - 1) // spec.window * spec.window + 1
-    reader = FrameReader(video_uri, gop_size=encode_spec.gop_size, frames_per_gop=frames_per_gop)
+    reader = FrameReader(
+        video_uri,
+        gop_size=encode_spec.gop_size,
+        frames_per_gop=frames_per_gop,
+        first=first_gop * encode_spec.gop_size,
+        fps=encode_spec.fps,
+    )
     builder: _GopBuilder | None = None
     for frame in reader:
         if frame.codec != encode_spec.codec:
@@ -139,6 +183,8 @@ def extract_gops(
         if frame.is_keyframe:
             if builder is not None:
                 yield builder.finish(frame.index)
+            if frame.index // encode_spec.gop_size == stop_gop:
+                return
             builder = _GopBuilder(frame, spec=spec, encode_spec=encode_spec, video_id=video_id or video_uri)
         else:
             assert builder is not None

@@ -1,9 +1,10 @@
 """All shards -> index.parquet and dataset.json: the two files that make a folder of shards a dataset.
 
     DATASET/shards/<hash>/index.parquet    the rows of all shards in their order, one row group a shard
+    DATASET/shards/<hash>/provenance.parquet   from which sources, and with what: provenance.py
     DATASET/shards/<hash>/dataset.json     specs, counts, bytes by part, checksums, versions
 
-Both are functions of the shards alone (no time, no host name), so the same sources give the same bytes. One
+All are functions of the shards alone (no time, no host name), so the same sources give the same bytes. One
 row group a shard lets a reader of some shards read some of the index; merging holds the rows of one shard.
 """
 
@@ -23,13 +24,16 @@ import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout
-from cope_prep.pipeline.shard import BuiltShard, find_built
+from cope_prep.pipeline.provenance import publish_provenance, spans_of
+from cope_prep.pipeline.shard import BuiltShard, find_readable
 from cope_prep.pipeline.shard_plan import PlannedShard, ShardPlan
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import FormatError
 from cope_prep.schemas.specs import SCHEMA_VERSION
 
 _CHUNK_BYTES = 1 << 20
+MAX_JSON_BYTES = 1 << 28
+"""Of dataset.json: a million shards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,23 +69,25 @@ class DatasetReport:
     bytes: DatasetBytes
     num_shards: int
     unfinished: tuple[str, ...]
-    """Planned shards that are missing (and not in the index), or that hold an older version of a video."""
+    """Planned shards that are missing or whose rows are damaged (and that are not in the index), or that hold an
+    older version of a video."""
 
 
 def finish_shards(layout: Layout, plan: ShardPlan) -> DatasetReport:
     """Merge the rows of all published shards into index.parquet, and describe the whole in dataset.json.
 
     Raises:
-        FormatError: the rows of a shard cannot be read.
+        SchemaVersionError: the rows of a shard were written by a newer version.
         StorageError: the store refused to read or write.
     """
     totals: Counter[str] = Counter()
     shards: list[dict[str, Any]] = []
     unfinished: list[str] = []
+    spans: list[pa.Table] = []
     with storage.publish(layout.index) as path:
         with pq.ParquetWriter(path, INDEX, compression="zstd") as writer:
             for shard in plan.shards:
-                found = find_built(layout, shard.index)
+                found = find_readable(layout, shard.index)
                 if found is None or found[0].versions != shard.versions:
                     unfinished.append(shard.name)
                 if found is None:
@@ -91,7 +97,11 @@ def finish_shards(layout: Layout, plan: ShardPlan) -> DatasetReport:
                     writer.write_table(rows, row_group_size=len(rows))
                 shards.append(_describe_shard(shard, built, rows))
                 totals.update(_totals_of(rows))
+                spans.append(spans_of(rows, shard=shard.name, versions=built.versions))
         index = describe_index(path)
+    provenance = publish_provenance(layout, spans)
+    for entry in shards:
+        entry["sources_sha256"] = provenance.sources_sha256.get(entry["name"])
     total_bytes = sum(shard["bytes"] for shard in shards)
     counts, sizes = summarize(totals, fps=layout.specs.encode.fps, total_bytes=total_bytes)
     document = {
@@ -101,6 +111,7 @@ def finish_shards(layout: Layout, plan: ShardPlan) -> DatasetReport:
         "counts": asdict(counts),
         "bytes": asdict(sizes),
         "index": index,
+        "provenance": provenance.about,
         "shards": shards,
         "versions": _versions(),
     }
@@ -113,10 +124,11 @@ def read_dataset_json(layout: Layout) -> dict[str, Any]:
 
     Raises:
         SourceNotFoundError: there is none.
-        FormatError: it is not a JSON object.
+        FormatError: it is not a JSON object, or has more than MAX_JSON_BYTES.
     """
+    content = storage.read_small(layout.dataset_json, MAX_JSON_BYTES)
     try:
-        document = json.loads(storage.read_bytes(layout.dataset_json))
+        document = json.loads(content)
     except (ValueError, RecursionError) as exc:
         raise FormatError(layout.dataset_json, f"is malformed ({exc})", "Run cope-prep shard.") from exc
     if not isinstance(document, dict):

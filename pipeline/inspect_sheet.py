@@ -20,10 +20,8 @@ import numpy as np
 from cope_prep.pipeline import sheet_parts as parts
 from cope_prep.pipeline import sheet_text, storage
 from cope_prep.pipeline.layout import Layout
-from cope_prep.pipeline.residual import decode_residual
 from cope_prep.pipeline.sheet_data import SheetGop, read_sheet_gop
-from cope_prep.schemas.records import FusedPFrame, GopRecord
-from cope_prep.schemas.specs import DctResidual, EncodeSpec, Int8Residual
+from cope_prep.schemas.specs import EncodeSpec
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +76,7 @@ class _Sheet:
         self._windows = [record.windows[index - 1] if index else None for index in gop.shown]
         self._movements = [None if window is None else parts.movement_of(window) for window in self._windows]
         self._residuals = [
-            None if window is None else _residual_levels(record, window) for window in self._windows
+            None if window is None else parts.residual_levels(record, window) for window in self._windows
         ]
         self._errors = (
             None
@@ -269,17 +267,6 @@ class _Sheet:
         xs = [x / self._width_in for x in xs_in]
         ys = [1 - y / self._height_in for y in ys_in]
         self._figure.add_artist(Line2D(xs, ys, color=parts.INK, linewidth=0.7))
-
-
-def _residual_levels(record: GopRecord, window: FusedPFrame) -> np.ndarray:
-    """int16 [H, W]: the decoded luma residual in grey levels."""
-    spec = record.residual_spec
-    shape = (record.height_px * 3 // 2, record.width_px)
-    stored = decode_residual(spec, window.residual, shape=shape, name=f"{record.key}.residual")
-    levels = parts.luma_of(stored).astype(np.int16)
-    if isinstance(spec, DctResidual):
-        return (levels - 128) * 2
-    return levels * (spec.step if isinstance(spec, Int8Residual) else 1)
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -39,6 +39,12 @@ def decode_picture(
     Raises:
         FormatError: it is not such a JPEG.
     """
+    try:
+        height, width = map(int, simplejpeg.decode_jpeg_header(content)[:2])
+    except ValueError as exc:
+        raise FormatError(name, f"is not a readable JPEG ({exc})") from exc
+    if (height * 3 // 2, width) != shape:  # before memory is asked for
+        raise FormatError(name, f"is {width} x {height}, expected a picture of {shape}")
     # One decoder a thread: a new one for each picture is 15 % of the picture's time. It has no threads of its
     # own, so a fork may copy it. After an error it is not used again.
     decoder, _decoders.mjpeg = _decoders.mjpeg or _mjpeg_decoder(), None
@@ -67,7 +73,8 @@ def _mjpeg_decoder() -> av.VideoCodecContext:
     decoder = av.CodecContext.create("mjpeg", "r")
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.thread_count = 1
-    decoder.options = {"idct": "simple", "flags": "+bitexact"}
+    # max_pixels: a second header within the JPEG could still say anything.
+    decoder.options = {"idct": "simple", "flags": "+bitexact", "max_pixels": str(8192 * 8192)}
     return decoder
 
 

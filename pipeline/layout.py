@@ -11,14 +11,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ValidationError
 
 from cope_prep.pipeline import storage
 from cope_prep.schemas.errors import ConfigurationError, FormatError, SourceNotFoundError
 from cope_prep.schemas.specs import EncodeSpec, ExtractSpec, ShardSpec, spec_hash
+
+MAX_SPEC_BYTES = 1 << 20
+"""Of a spec.json; ours have a few KB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +31,16 @@ class Specs:
     encode: EncodeSpec = EncodeSpec()
     extract: ExtractSpec = ExtractSpec()
     shard: ShardSpec = ShardSpec()
+    _hashes: dict[str, str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """By stage, once they were asked for: planning asks for every video, and a hash costs 15 us."""
 
     def hash_of(self, stage: str) -> str:
         """Identity of a stage's output: the hash of its spec and of those before it."""
+        if stage not in self._hashes:
+            self._hashes[stage] = self._hash_of(stage)
+        return self._hashes[stage]
+
+    def _hash_of(self, stage: str) -> str:
         match stage:
             case "reencode":
                 return spec_hash(self.encode)
@@ -66,6 +76,10 @@ class Layout:
     def folder(self, stage: str) -> str:
         """Folder of a stage's outputs: stage is `reencode`, `extract` or `shards`."""
         return storage.join(self.dataset, stage, self.specs.hash_of(stage))
+
+    def folders(self, *stages: str) -> list[str]:
+        """Folders of several stages' outputs."""
+        return [self.folder(stage) for stage in stages]
 
     def reencoded(self, video_key: str) -> str:
         """URI of a re-encoded file."""
@@ -106,7 +120,11 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.tar"
 
 
-def read_specs(uri: str, *, read: Callable[[str], bytes] = storage.read_bytes) -> Specs:
+def _read_small(uri: str) -> bytes:
+    return storage.read_small(uri, MAX_SPEC_BYTES)
+
+
+def read_specs(uri: str, *, read: Callable[[str], bytes] = _read_small) -> Specs:
     """Read a stage's spec.json back; `read` gives a file's content.
 
     Raises:
@@ -120,12 +138,12 @@ def read_specs(uri: str, *, read: Callable[[str], bytes] = storage.read_bytes) -
             "extract": ExtractSpec.model_validate(document.get("extract", {})),
             "shard": ShardSpec.model_validate(document.get("shard", {})),
         }
-    except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as exc:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ValidationError) as exc:
         raise FormatError(uri, f"does not hold valid specs ({exc})") from exc
     return Specs(**parts)
 
 
-def find_specs(dataset: str, stage: str, *, read: Callable[[str], bytes] = storage.read_bytes) -> list[Specs]:
+def find_specs(dataset: str, stage: str, *, read: Callable[[str], bytes] = _read_small) -> list[Specs]:
     """The specs of every output that a stage has in a dataset, in order of their hash."""
     found = []
     for name in storage.list_folders(storage.join(dataset, stage)):
@@ -148,7 +166,12 @@ def the_specs(dataset: str, stage: str) -> Specs:
     if not found:
         command = "shard" if stage == "shards" else stage
         raise ConfigurationError(dataset, f"has no output of {stage}", f"Run: cope-prep {command} {dataset}")
+    raise several_outputs(dataset, stage, found)
+
+
+def several_outputs(dataset: str, stage: str, found: Sequence[Specs]) -> ConfigurationError:
+    """That one of them must be chosen."""
     hashes = ", ".join(specs.hash_of(stage) for specs in found)
-    raise ConfigurationError(
+    return ConfigurationError(
         dataset, f"has {len(found)} outputs of {stage} ({hashes})", "Choose one with --spec HASH."
     )

@@ -45,6 +45,7 @@ VIDEO_EXTENSIONS = (
 )
 """What `manifest_from_files` takes for a video; upper case counts too. GIF is not among them: a folder of
 videos has more thumbnails than animations. Name it if yours is different."""
+_OF_THE_WEB = re.compile(r"(?:^|::)https?://", re.IGNORECASE)
 
 
 def manifest_from_files(
@@ -57,9 +58,9 @@ def manifest_from_files(
     """Build the tables for a folder (recursive), a single file or a glob; any fsspec URL.
 
     A video's id is its path relative to the folder, to the file's folder, or to the glob's part before the
-    first wildcard. Hidden files and the dataset's own folder are left out. Files with other extensions, and
-    links that lead out of the folder, are counted in the report. A single file is taken whatever its
-    extension.
+    first wildcard; a web address counts without its query. Hidden files and the dataset's own folder are left
+    out. Files with other extensions, and links that lead out of the folder, are counted in the report. A
+    single file is taken whatever its extension.
 
     Raises:
         ConfigurationError: nothing is there, no video is there, or the source is the dataset.
@@ -77,24 +78,24 @@ def manifest_from_files(
             progress=progress,
         )
         files = _select(tree, pattern=pattern, suffixes=suffixes, skips=skips)
+        found = {path: (tree.uri(path), stat) for path, stat in files.items()}
     else:
-        folder, _, name = absolute(source).rpartition("/")
-        tree = SourceTree(root=folder or "/", files={name: _stat_source(source)})
-        files = tree.files
-    if not files:
+        uri = absolute(source)
+        found = {_name_of(uri): (uri, _stat_source(source))}
+    if not found:
         others = ", ".join(f"{entry.count} {entry.what}" for entry in skips.result()) or "nothing else"
         raise ConfigurationError(
             source,
             f"no video is there (but {others})",
             f"Taken for videos are {' '.join(sorted(suffixes))}; a glob names files, as in DIR/**/*.mp4.",
         )
-    rows = {path: (tree.uri(path), "", stat) for path, stat in files.items()}
+    rows = {path: (uri, "", stat) for path, (uri, stat) in found.items()}
     storage.publish_table(storage.join(dataset, "questions.parquet"), QUESTIONS.empty_table())
     storage.publish_table(storage.join(dataset, "manifest.parquet"), _manifest_table(rows))
     return ManifestReport(
-        num_videos=len(files),
+        num_videos=len(found),
         num_questions=0,
-        total_bytes=sum(stat.size_bytes for stat in files.values()),
+        total_bytes=sum(stat.size_bytes for _, stat in found.values()),
         skipped=skips.result(),
     )
 
@@ -107,6 +108,13 @@ def _split_glob(source: str) -> tuple[str, str]:
     first = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     folder = "/".join(parts[:first]) or ("/" if source.startswith("/") else ".")
     return absolute(folder), "/".join(parts[first:])
+
+
+def _name_of(uri: str) -> str:
+    """The last part of a path or URL; of the web's URLs without the query, which may hold a signature."""
+    if _OF_THE_WEB.search(uri):
+        uri = re.split(r"[?#]", uri, maxsplit=1)[0].rstrip("/")
+    return uri.rpartition("/")[2]
 
 
 def _stat_source(uri: str) -> FileStat:

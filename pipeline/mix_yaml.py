@@ -16,6 +16,7 @@ alone, when only one file has it.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +32,13 @@ from cope_prep.pipeline.manifest_report import SkipCounter
 from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError
 
 LLAVA_HOUND_REASON = "LLaVA-Hound comes as folders of frames: there is no video to take motion from"
+
+
+_MAX_KEYS = 1000
+_MAX_LISTED = 20
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxdict = 2, 4, 4  # a list of ten lists of ten lists, by aliases
+_short.maxstring = _short.maxother = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +106,25 @@ def parse_sampling(text: str) -> Sampling:
         except ValueError:  # a decimal point without digits on one side, or digits of another script
             pass
     raise ConfigurationError(
-        f"sampling_strategy {text!r}",
+        f"sampling_strategy {_short.repr(text)}",
         "not a sampling strategy",
         "Use all, first:N, end:N or random:N, where N is a count or a percentage up to 100%.",
     )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's plain types. Merge keys (`<<`) copy, so that ten lines of them could ask for all memory: bounded."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MAX_KEYS:
+            raise yaml.constructor.ConstructorError(None, None, f"a mapping of over {_MAX_KEYS} keys")
+
+
+def list_mistakes(mistakes: Sequence[str]) -> str:
+    """Mistakes as one line; of many the first ones."""
+    more = f"; and {len(mistakes) - _MAX_LISTED} more" if len(mistakes) > _MAX_LISTED else ""
+    return "; ".join(mistakes[:_MAX_LISTED]) + more
 
 
 def read_datasets(uri: str, *, example: str) -> list[Any]:
@@ -111,11 +134,15 @@ def read_datasets(uri: str, *, example: str) -> list[Any]:
         ConfigurationError: the file is not there, or has no such list.
     """
     try:
-        document = yaml.safe_load(storage.read_bytes(uri))
+        content = storage.read_bytes(uri)
     except SourceNotFoundError as exc:
         raise ConfigurationError(uri, "there is no such mix file") from exc
+    try:
+        document = yaml.load(content, _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(uri, f"is not valid YAML ({' '.join(str(exc).split())})") from exc
+        raise ConfigurationError(uri, f"is not valid YAML ({' '.join(str(exc).split())[:500]})") from exc
+    except Exception as exc:  # PyYAML's constructors raise whatever they meet, as for a date without a month
+        raise ConfigurationError(uri, f"is not valid YAML ({type(exc).__name__}: {exc})") from exc
     datasets = document.get("datasets") if isinstance(document, dict) else None
     if not isinstance(datasets, list) or not datasets:
         raise ConfigurationError(uri, "has no list of datasets", f"Write datasets: [{example}].")
@@ -135,21 +162,27 @@ def read_mix(uri: str) -> list[MixEntry]:
         except ConfigurationError as exc:
             mistakes.append(f"dataset {index}: {exc}")
     if mistakes:
-        raise ConfigurationError(uri, "; ".join(mistakes))
+        raise ConfigurationError(uri, list_mistakes(mistakes))
     return entries
 
 
 def _read_entry(dataset: object) -> MixEntry:
     if not isinstance(dataset, dict):
-        raise ConfigurationError(repr(dataset), "not a mapping with json_path")
+        raise ConfigurationError(_short.repr(dataset), "not a mapping with json_path")
     if unknown := sorted(map(str, set(dataset) - {"json_path", "sampling_strategy"})):
         raise ConfigurationError(
-            ", ".join(unknown), "not a key of a dataset", "The keys are json_path and sampling_strategy."
+            ", ".join(unknown[:9])[:200],
+            "not a key of a dataset",
+            "The keys are json_path and sampling_strategy.",
         )
     path, strategy = dataset.get("json_path"), dataset.get("sampling_strategy")
     if not isinstance(path, str) or not path.strip():
-        raise ConfigurationError(f"json_path {path!r}", "not the path of a JSON file")
-    sampling = ALL if strategy is None else parse_sampling(str(strategy))
+        raise ConfigurationError(f"json_path {_short.repr(path)}", "not the path of a JSON file")
+    if strategy is not None and not isinstance(strategy, str):
+        strategy = _short.repr(
+            strategy
+        )  # no strategy, and perhaps a list of lists that would fill the memory
+    sampling = ALL if strategy is None else parse_sampling(strategy)
     return MixEntry(json_path=path.strip(), sampling=sampling)
 
 
@@ -180,7 +213,7 @@ def resolve_mix(
     if mistakes:
         raise ConfigurationError(
             mix,
-            f"{len(mistakes)} of its {len(entries)} datasets cannot be used: " + "; ".join(mistakes),
+            f"{len(mistakes)} of its {len(entries)} datasets cannot be used: " + list_mistakes(mistakes),
             "Download what is missing, or correct the mix.",
         )
     return [chosen[path] for path in sorted(chosen)]

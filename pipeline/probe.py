@@ -25,6 +25,8 @@ _HDR_TRANSFERS = (16, 18)  # AVCOL_TRC_SMPTE2084 (PQ) and ARIB_STD_B67 (HLG)
 
 _HEADER_CLAIMS_DURATION = ("mov", "matroska", "avi", "flv", "asf")
 # Elsewhere FFmpeg estimates a duration from the bit rate, which is no claim of the file's.
+_LONGEST_CLAIM_S = 1e9
+"""30 years: more is no duration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +82,7 @@ class SourceInfo:
     claimed_rate: Fraction | None
     """Frames a second by the header, a hint only."""
     claimed_duration_s: float | None
-    """By the header, a hint only."""
+    """By the header, a hint only; positive and below 1e9, or None."""
     notes: tuple[str, ...]
     """What a user may want to know, one sentence each."""
 
@@ -105,6 +107,8 @@ def probe_source(uri: str) -> SourceInfo:
         for packet in source.packets():
             try:
                 frames = source.stream.codec_context.decode(packet)
+            except MemoryError:
+                raise
             except av.error.FFmpegError:
                 continue
             if frames:
@@ -133,7 +137,7 @@ def describe(source: Source, frame: VideoFrame) -> SourceInfo:
     return SourceInfo(
         uri=source.uri,
         container=container.format.name,
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,  # av1, not the decoder libdav1d
         stream_index=stream.index,
         width_px=frame.width,
         height_px=frame.height,
@@ -185,13 +189,20 @@ def _claimed_rate(stream: VideoStream) -> Fraction | None:
 
 
 def _claimed_duration_s(container: InputContainer, stream: VideoStream) -> float | None:
+    claimed_s = _header_duration_s(container, stream)
+    return claimed_s if claimed_s is not None and 0 < claimed_s < _LONGEST_CLAIM_S else None
+
+
+def _header_duration_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """What the header says, be it infinite, negative or no number at all."""
     if not container.format.name.startswith(_HEADER_CLAIMS_DURATION):
         return None
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     # Matroska and FLV count from 0, not from the first picture.
     start_s = float((stream.start_time or 0) * (stream.time_base or 0))
-    with contextlib.suppress(KeyError, ValueError):  # Matroska's per-track tag: 00:01:02.345000000
+    # Matroska's per-track tag: 00:01:02.345000000
+    with contextlib.suppress(KeyError, ValueError, OverflowError):
         hours, minutes, seconds = stream.metadata["DURATION"].split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds) - start_s
     if container.duration and len(container.streams) == 1:

@@ -131,7 +131,7 @@ def _iterate_array(pieces: Iterator[str]) -> Iterator[object]:
             next_character()
             try:
                 value, end = decoder.raw_decode(text, at)
-            except (json.JSONDecodeError, RecursionError) as exc:
+            except (ValueError, RecursionError) as exc:  # a number of 5,000 digits is a plain ValueError
                 if more():  # perhaps the record goes on in the next piece
                     continue
                 raise _NotAnArray(f"is not valid JSON from record {index} on: truncated, or damaged") from exc

@@ -25,30 +25,59 @@ def rebuild_anchors(record: GopRecord, *, check: bool = True) -> np.ndarray:
         FormatError: the I-frame or a residual is not what the record says.
     """
     shape = (record.height_px * 3 // 2, record.width_px)
-    anchors = np.empty((record.num_anchors, *shape), np.uint8)
+    try:
+        anchors = np.empty((record.num_anchors, *shape), np.uint8)
+    except MemoryError as exc:
+        raise FormatError(
+            record.key, f"has {record.num_anchors} anchors of {shape}: no memory for them"
+        ) from exc
     decode_iframe(record, anchors[0])
     prediction = np.empty(shape, np.uint8)
-    for index, window in enumerate(record.windows):
-        predict(
-            anchors[index],
-            window.motion,
-            compensation=record.compensation,
-            step_qpel=window.motion_step_qpel,
-            block_px=record.block_px,
-            rounding=window.rounding,
-            out=prediction,
-        )
-        apply_residual(
-            record.residual_spec,
-            window.residual,
-            prediction=prediction,
-            rebuilt=anchors[index + 1],
-            name=f"{record.key}.residual.{index:02d}",
-        )
+    for index in range(len(record.windows)):
+        _rebuild_next(record, index, anchors[index], prediction=prediction, rebuilt=anchors[index + 1])
     if check:
         for index in range(record.num_anchors):
             check_anchor(record, index, anchors[index])
     return anchors
+
+
+def rebuild_anchor(record: GopRecord, index: int) -> np.ndarray:
+    """One anchor of a GOP, uint8 [3H/2, W], checked; in the memory of three, however many there are before it.
+
+    Raises:
+        ChecksumError, FormatError: as rebuild_anchors.
+    """
+    shape = (record.height_px * 3 // 2, record.width_px)
+    anchor, following, prediction = (np.empty(shape, np.uint8) for _ in range(3))
+    decode_iframe(record, anchor)
+    for before in range(index):
+        _rebuild_next(record, before, anchor, prediction=prediction, rebuilt=following)
+        anchor, following = following, anchor
+    check_anchor(record, index, anchor)
+    return anchor
+
+
+def _rebuild_next(
+    record: GopRecord, index: int, anchor: np.ndarray, *, prediction: np.ndarray, rebuilt: np.ndarray
+) -> None:
+    """Write the anchor after window `index` to `rebuilt`; all uint8 [3H/2, W]."""
+    window = record.windows[index]
+    predict(
+        anchor,
+        window.motion,
+        compensation=record.compensation,
+        step_qpel=window.motion_step_qpel,
+        block_px=record.block_px,
+        rounding=window.rounding,
+        out=prediction,
+    )
+    apply_residual(
+        record.residual_spec,
+        window.residual,
+        prediction=prediction,
+        rebuilt=rebuilt,
+        name=f"{record.key}.residual.{index:02d}",
+    )
 
 
 def decode_iframe(record: GopRecord, out: np.ndarray) -> None:

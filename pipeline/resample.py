@@ -121,6 +121,10 @@ class Resampler:
         """Index of the first output frame that shows a picture which begins at `ticks`."""
         return max(0, -((self._shift - ticks * self._multiplier) // self._divisor))
 
+    def latest_ticks(self, frame: int) -> int:
+        """The last tick at which a picture may begin that is shown at this frame or earlier."""
+        return (frame * self._divisor + self._shift) // self._multiplier
+
     def fill_until(self, ticks: int) -> range:
         """Indices of the output frames that the current picture fills, the next one beginning at `ticks`."""
         filled = range(self.num_emitted, max(self.num_emitted, self.first_frame(ticks)))

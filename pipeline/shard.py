@@ -9,7 +9,8 @@ that are all still there; a crash after them leaves inputs that the next run del
 size are as planned is not touched.
 
 A video that was extracted again makes its shard stale. The shard is then written anew, and those of its
-videos whose own tars have been consumed are taken from the published shard.
+videos whose own tars have been consumed are taken from the published shard. One whose rows are damaged is written
+anew if all tars are there: which versions a published shard holds, only its rows know.
 
 Memory: one sample, and the rows of one shard (about 1 KB a sample).
 """
@@ -31,7 +32,7 @@ from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.shard_plan import ExtractedVideo, PlannedShard
 from cope_prep.pipeline.tar import END_OF_ARCHIVE, SampleSpan, scan
 from cope_prep.schemas.arrow import INDEX
-from cope_prep.schemas.errors import FormatError, SourceNotFoundError
+from cope_prep.schemas.errors import FormatError, SchemaVersionError, SourceNotFoundError
 from cope_prep.schemas.records import sample_key
 
 _ABOUT_SHARD = b"cope_prep.shard"
@@ -72,11 +73,12 @@ def build_shard(
     whose keys it holds: those that are what was extracted, and not a newer file that waits for extraction.
 
     Raises:
-        FormatError: an extract tar is damaged, or is not the one that was planned.
+        FormatError: an extract tar is damaged, or is not the one that was planned; or the published rows are, and
+            some extract tars are gone.
         SourceNotFoundError: an extract tar is gone, and no published shard holds that version of the video.
         StorageError: the store refused to read or write.
     """
-    published = find_built(layout, shard.index)
+    published = find_readable(layout, shard.index)
     is_current = published is not None and published[0].versions == shard.versions
     if published is not None and is_current:
         built, num_gops = published[0], len(published[1])
@@ -120,6 +122,20 @@ def find_built(layout: Layout, index: int) -> tuple[BuiltShard, pa.Table] | None
     return found
 
 
+def find_readable(layout: Layout, index: int) -> tuple[BuiltShard, pa.Table] | None:
+    """As find_built; None also if the rows are damaged, so that they have to be written again.
+
+    Raises:
+        SchemaVersionError: the rows were written by a newer version, which knows better.
+    """
+    try:
+        return find_built(layout, index)
+    except SchemaVersionError:
+        raise
+    except FormatError:
+        return None
+
+
 def published_versions(layout: Layout) -> dict[str, str]:
     """video id -> version of every video that a published shard holds: inputs that may be gone for good."""
     versions: dict[str, str] = {}
@@ -132,15 +148,18 @@ def published_versions(layout: Layout) -> dict[str, str]:
 
 def _read_rows(layout: Layout, index: int) -> tuple[BuiltShard, pa.Table] | None:
     uri = rows_uri(layout, index)
+    remedy = "Delete it, then cope-prep run: what it lists is made again where that is gone."
     try:
         rows = storage.read_table(uri, INDEX)
         built = BuiltShard(**json.loads(rows.schema.metadata[_ABOUT_SHARD]))
     except SourceNotFoundError:
         return None
+    except SchemaVersionError:
+        raise
+    except FormatError as exc:
+        raise FormatError(uri, exc.found, remedy) from exc
     except (ValueError, KeyError, TypeError) as exc:
-        raise FormatError(
-            uri, f"does not say what it was built from ({exc})", "Delete it and shard again."
-        ) from exc
+        raise FormatError(uri, f"does not say what it was built from ({exc})", remedy) from exc
     return built, rows.replace_schema_metadata(INDEX.metadata)
 
 
@@ -191,7 +210,11 @@ class _Inputs:
         self._shard_uri = layout.shard(shard.index)
         # Whatever the size of the tar: after a crash between tar and rows it is a newer one, and holds the
         # same bytes of every video whose version has not changed, at other offsets.
-        rows = _read_rows(layout, shard.index)
+        self._damage: FormatError | None = None
+        try:
+            rows = _read_rows(layout, shard.index)
+        except FormatError as exc:
+            rows, self._damage = None, exc
         self._held = rows[0].versions if rows else {}
         self._files = contextlib.ExitStack()
         self._old_file: IO[bytes] | None = None
@@ -209,6 +232,8 @@ class _Inputs:
         try:
             file = storage.open_read(uri)
         except SourceNotFoundError as exc:
+            if self._damage is not None:
+                raise self._damage from exc
             if self._held.get(video.video_id) != video.version:
                 raise SourceNotFoundError(
                     uri,

@@ -113,7 +113,7 @@ def plan_shards(layout: Layout, extracted: Iterable[ExtractedVideo]) -> ShardPla
     added = _pack(current.values(), spec=layout.specs.shard, first_index=len(kept))
     plan = ShardPlan(shards=(*kept, *added))
     if plan != planned:
-        storage.publish_table(_uri(layout), _to_table(plan))
+        storage.publish_table(plan_uri(layout), _to_table(plan))
     return plan
 
 
@@ -137,7 +137,8 @@ def _place(video_id: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}/{video_id}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _uri(layout: Layout) -> str:
+def plan_uri(layout: Layout) -> str:
+    """URI of the plan."""
     return storage.join(layout.folder("shards"), "plan.parquet")
 
 
@@ -159,7 +160,7 @@ def _to_table(plan: ShardPlan) -> pa.Table:
 
 def _read(layout: Layout) -> ShardPlan:
     try:
-        rows = storage.read_table(_uri(layout), PLAN).to_pylist()
+        rows = storage.read_table(plan_uri(layout), PLAN).to_pylist()
     except SourceNotFoundError:
         return ShardPlan(shards=())
     groups: list[list[ExtractedVideo]] = []
@@ -168,7 +169,7 @@ def _read(layout: Layout) -> ShardPlan:
         if index == len(groups):
             groups.append([])
         if index != len(groups) - 1:
-            raise FormatError(_uri(layout), f"names shard {index} after {len(groups) - 1}")
+            raise FormatError(plan_uri(layout), f"names shard {index} after {len(groups) - 1}")
         groups[-1].append(ExtractedVideo(**row))
     return ShardPlan(
         shards=tuple(PlannedShard(index=index, videos=tuple(group)) for index, group in enumerate(groups))

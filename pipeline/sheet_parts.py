@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cope_prep.schemas.records import FusedPFrame
+from cope_prep.pipeline.residual import decode_residual
+from cope_prep.schemas.records import FusedPFrame, GopRecord
+from cope_prep.schemas.specs import DctResidual, Int8Residual
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +58,17 @@ def luma_of(picture: np.ndarray) -> np.ndarray:
 def movement_of(window: FusedPFrame) -> np.ndarray:
     """float32 [Hb, Wb, 2] px (x, y): how each block of a window moved; 0 where intra."""
     return -window.motion.astype(np.float32) * window.motion_step_px
+
+
+def residual_levels(record: GopRecord, window: FusedPFrame) -> np.ndarray:
+    """int16 [H, W]: the decoded luma residual of a window in grey levels."""
+    spec = record.residual_spec
+    shape = (record.height_px * 3 // 2, record.width_px)
+    stored = decode_residual(spec, window.residual, shape=shape, name=f"{record.key}.residual")
+    levels = luma_of(stored).astype(np.int16)
+    if isinstance(spec, DctResidual):
+        return (levels - 128) * 2
+    return levels * (spec.step if isinstance(spec, Int8Residual) else 1)
 
 
 def flow_rgb(movement_px: np.ndarray, *, scale_px: float) -> np.ndarray:

@@ -1,14 +1,15 @@
 """Open a source for reading, whatever it is and wherever it is, and choose its video stream.
 
-A source is read through a Python file object, local or remote, and FFmpeg may open nothing else: a playlist
-that names other files or addresses finds no protocol to reach them with. Every error on the way says what it
-means for the source; only a store that fails is not the source's fault.
+A source is read through a Python file object, local or remote, and FFmpeg may open nothing else
+(container.py). Every error on the way says what it means for the source; only a store that fails is not the
+source's fault.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import os
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from cope_prep.pipeline import storage
+from cope_prep.pipeline.container import MAX_AREA_PX, is_sound, is_text, open_container, still_picture
 from cope_prep.schemas.errors import (
     CorruptVideoError,
     NotAVideoError,
@@ -32,14 +34,9 @@ from cope_prep.schemas.errors import (
 
 MAX_SIDE_PX = 16384
 """Beyond this a picture is a broken header or an attack, not a video."""
-MAX_AREA_PX = 8192 * 8192
 
 _READ_BYTES = 1 << 20
 # Fewer calls into Python: PyAV's default is 32 KiB.
-
-_STILL_FORMATS = ("image2", "ico")
-_TEXT_FORMATS = ("tty", "concat", "hls", "dash", "ffmetadata", "sdp", "rtsp")
-# Demuxers that make a "video" of a text file, or that only point at other files.
 
 _PICTURE_ONLY = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 _SECONDARY = Disposition.dependent | Disposition.descriptions
@@ -68,6 +65,8 @@ class Source:
             for packet in self.container.demux(self.stream):
                 if packet.size:
                     yield packet
+        except MemoryError:
+            raise
         except av.error.FFmpegError as exc:
             self.read_error = exc.strerror or type(exc).__name__
         except IndexError:
@@ -92,12 +91,12 @@ class _Reader:
         self._file = file
         self._size_bytes = size_bytes
         self.name = name  # FFmpeg looks at the extension where the content is ambiguous
-        self._error: OSError | None = None
+        self._error: OSError | StorageError | None = None
 
     def read(self, size: int) -> bytes:
         try:
             return self._file.read(size)
-        except OSError as exc:
+        except (OSError, StorageError) as exc:
             self._error = exc
             return b""
 
@@ -106,7 +105,7 @@ class _Reader:
             return -1  # where a damaged header points
         try:
             return self._file.seek(offset, whence)
-        except OSError as exc:
+        except (OSError, StorageError) as exc:
             self._error = exc
             return -1
 
@@ -115,6 +114,8 @@ class _Reader:
 
     def check(self, uri: str) -> None:
         """Raise StorageError if the store ever failed."""
+        if isinstance(self._error, StorageError):
+            raise self._error
         if self._error is not None:
             raise StorageError(uri, f"cannot be read ({self._error})", "Try again.") from self._error
 
@@ -128,19 +129,17 @@ def open_source(uri: str) -> Iterator[Source]:
         StorageError: the store failed.
     """
     size_bytes = storage.stat(uri).size_bytes
+    if storage.is_local(uri) and not os.path.isfile(storage.local_path(uri)):
+        raise NotAVideoError(uri, "is not a file", "A pipe, a device or a folder has taken its place.")
     if size_bytes == 0:
         raise NotAVideoError(uri, "is empty (0 bytes)", "Download or copy it again.")
-    # max_pixels: FFmpeg decodes while it opens, before a size can be looked at here.
-    options = {"protocol_whitelist": "none", "max_pixels": str(MAX_AREA_PX)}
     with storage.open_read(uri) as file:
         reader = _Reader(file, name=posixpath.basename(uri), size_bytes=size_bytes)
         head = reader.read(16)
         reader.seek(0)
         reader.check(uri)
         try:
-            container = av.open(
-                reader, "r", buffer_size=_READ_BYTES, options=options, metadata_errors="replace"
-            )
+            container = open_container(reader, buffer_size=_READ_BYTES, metadata_errors="replace")
         except av.error.FFmpegError as exc:
             reader.check(uri)
             raise _unreadable(uri, head, exc) from exc
@@ -175,11 +174,6 @@ def check_size(uri: str, width_px: int, height_px: int) -> None:
 
 def _moving_streams(uri: str, container: InputContainer) -> list[VideoStream]:
     """The video streams that FFmpeg can decode and that are more than a picture."""
-    name = container.format.name
-    if name in _TEXT_FORMATS:
-        raise NotAVideoError(uri, f"is a text or playlist file ({name})", "List the video files themselves.")
-    if name.endswith("_pipe") or name in _STILL_FORMATS:
-        raise NoVideoStreamError(uri, f"is a still picture ({name})", "Remove it from the folder.")
     moving = [stream for stream in container.streams.video if not stream.disposition & _PICTURE_ONLY]
     if not moving:
         kinds = sorted({stream.type for stream in container.streams}) or ["nothing"]
@@ -218,6 +212,16 @@ def _unreadable(uri: str, head: bytes, exc: av.error.FFmpegError) -> SourceError
     if head[:4] == b"\x1aE\xdf\xa3":
         return CorruptVideoError(
             uri, f"is a Matroska or WebM file whose header is broken ({reason})", "Download or copy it again."
+        )
+    if picture := still_picture(head):
+        return NoVideoStreamError(uri, f"is a still picture ({picture})", "Remove it from the folder.")
+    if is_sound(head):
+        return NoVideoStreamError(uri, "holds audio, but no video stream", "Remove it from the folder.")
+    if is_text(head):
+        return NotAVideoError(uri, "is a text or playlist file", "List the video files themselves.")
+    if isinstance(exc, av.error.ArgumentError):  # what FFmpeg says of a format that is not on the list
+        return NotAVideoError(
+            uri, "is not a video in a container that is read here", "docs/security.md lists them: convert it."
         )
     return NotAVideoError(
         uri,

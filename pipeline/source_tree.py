@@ -16,8 +16,10 @@ from typing import Any, cast
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.manifest_report import Progress, SkipCounter
+from cope_prep.pipeline.remote import call
+from cope_prep.pipeline.retries import insist_on, store_policy
 from cope_prep.pipeline.storage import FileStat
-from cope_prep.schemas.errors import ConfigurationError, StorageError
+from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError, StorageError
 
 _PROGRESS_EVERY = 5_000
 
@@ -167,9 +169,19 @@ def _list_remote(
 ) -> Iterator[tuple[str, FileStat]]:
     fs, base = storage.filesystem(root)
     base = base.rstrip("/")
+
+    def listed(method: str, path: str, **kwargs: Any) -> Any:
+        def request(timeout_s: float) -> Any:
+            fs.invalidate_cache()
+            try:
+                return call(fs, method, path, timeout_s=None, detail=True, **kwargs)
+            except NotADirectoryError as exc:
+                raise FileNotFoundError(path) from exc
+
+        return insist_on("listed", request, root, store_policy())
+
     try:
-        fs.invalidate_cache()
-        top = {str(entry["name"]).rstrip("/"): entry for entry in fs.ls(base, detail=True)}
+        top = {str(entry["name"]).rstrip("/"): entry for entry in listed("ls", base)}
         for name in sorted(top):
             path = name[len(base) + 1 :]
             if not path or path.startswith(".") or path == own:
@@ -178,16 +190,14 @@ def _list_remote(
                 yield path, storage.stat_of_info(top[name])
             elif max_depth != 1 and not leave_out(path):
                 depth = None if max_depth is None else max_depth - 1
-                below = cast(dict[str, Any], fs.find(name, maxdepth=depth, detail=True))
+                below = cast(dict[str, Any], listed("find", name, maxdepth=depth))
                 for full, info in sorted(below.items()):
                     path = full[len(base) + 1 :]
                     if full.endswith("/") or "/." in path or (own and path.startswith(own + "/")):
                         continue
                     yield path, storage.stat_of_info(info)
-    except (FileNotFoundError, NotADirectoryError) as exc:
+    except SourceNotFoundError as exc:
         raise ConfigurationError(root, "there is no such folder") from exc
-    except OSError as exc:
-        raise StorageError(root, f"cannot be listed ({exc})") from exc
 
 
 def is_unicode(name: str) -> bool:

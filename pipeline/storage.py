@@ -1,64 +1,40 @@
 """All input and output behind one fsspec wrapper: read anything, publish atomically.
 
 A path is any fsspec URL or a plain local path. `publish` is the only way to create a file: the content is
-written to a local temporary file first and becomes visible by one rename (local) or one PUT (object store),
-so no reader ever sees part of it. Temporary names begin with `.tmp-`; listings leave them out.
+written to a local temporary file first and becomes visible by one rename (local, SFTP, SMB, HDFS) or one PUT
+(object store), so no reader ever sees part of it. Temporary names begin with `.tmp-`; listings leave them out.
+
+What a remote store fails at is tried again for about a minute (`retries.py`) before it is a StorageError.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import errno
 import os
 import posixpath
 import shutil
+import stat as stat_module
 import tempfile
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any, cast
+from collections.abc import Iterator, Sequence
+from typing import IO
 
 import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 
-from cope_prep.pipeline.parquet import read_columns
-from cope_prep.schemas.errors import (
-    ConfigurationError,
-    CopePrepError,
-    FormatError,
-    SchemaVersionError,
-    SourceNotFoundError,
-    StorageError,
-)
-from cope_prep.schemas.specs import SCHEMA_VERSION
+from cope_prep.pipeline import remote
+from cope_prep.pipeline.parquet import PARQUET_THREADS, check_schema, open_parquet
+from cope_prep.pipeline.remote import FileStat as FileStat
+from cope_prep.pipeline.remote import filesystem as filesystem
+from cope_prep.pipeline.remote import stat_of_info as stat_of_info
+from cope_prep.pipeline.remote_file import open_remote
+from cope_prep.schemas.errors import FormatError, SourceNotFoundError, StorageError, StoreRefusedError
 
 TEMPORARY_PREFIX = ".tmp-"
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _CHUNK_BYTES = 1 << 20
-
-_KEPT: dict[int, AbstractFileSystem] = {}
-"""The asynchronous stores in use, for good, by id().
-
-In a forked child fsspec lets go of the parent's stores. Their finalizers would wait a second each for an event
-loop that has no thread there, and take the parent's sockets out of the epoll that both share.
-"""
-
-_VERSION_FIELDS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What the fsspec backends call it, best first: s3, gcs and azure, sftp, then those without an etag."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileStat:
-    """Size and version of a stored file; both together tell whether it has changed."""
-
-    size_bytes: int
-    version: str
-    """etag where the store has one, else modification time in ns."""
 
 
 def join(uri: str, *parts: str) -> str:
@@ -83,24 +59,6 @@ def local_path(uri: str) -> str:
     return uri.removeprefix("file://")
 
 
-def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The store of a remote URL, and the path in it, with no answers cached from before.
-
-    Raises:
-        ConfigurationError: no such protocol, or the package for it is not installed.
-    """
-    try:
-        fs, path = url_to_fs(uri)
-    except (ImportError, ValueError) as exc:
-        raise ConfigurationError(
-            uri, f"this kind of URL cannot be used ({exc})", "Check the URL, or install its fsspec package."
-        ) from exc
-    if fs.async_impl:
-        _KEPT[id(fs)] = fs
-    fs.invalidate_cache(path)  # other processes write to the same store
-    return fs, path
-
-
 def stat(uri: str) -> FileStat:
     """Size and version of a file.
 
@@ -108,66 +66,95 @@ def stat(uri: str) -> FileStat:
         SourceNotFoundError: there is no file there.
         StorageError: the store could not answer.
     """
+    if not is_local(uri):
+        return stat_of_info(remote.info(uri))
     try:
-        if is_local(uri):
-            entry = os.stat(local_path(uri))
-            return FileStat(size_bytes=entry.st_size, version=str(entry.st_mtime_ns))
-        fs, path = filesystem(uri)
-        return stat_of_info(fs.info(path))
+        entry = os.stat(local_path(uri))
     except FileNotFoundError as exc:
         raise SourceNotFoundError(
             uri, "no such file", "Check the path, or rebuild the manifest if files moved."
         ) from exc
-    except CopePrepError:
-        raise
-    except Exception as exc:  # of the store: aiohttp's and botocore's are no OSErrors
-        raise StorageError(uri, f"cannot be examined ({exc})") from exc
+    except (OSError, ValueError) as exc:
+        raise _failure(uri, "cannot be examined", exc) from exc
+    return FileStat(size_bytes=entry.st_size, version=str(entry.st_mtime_ns))
 
 
-def stat_of_info(info: dict[str, Any]) -> FileStat:
-    """FileStat of one fsspec listing entry."""
-    version = next((info[name] for name in _VERSION_FIELDS if info.get(name)), "")
-    if isinstance(version, datetime.datetime):  # some stores list a float and examine to a datetime
-        version = version.timestamp()
-    if isinstance(version, float):
-        version = int(version * 1e9)
-    return FileStat(size_bytes=int(info.get("size") or 0), version=str(version).strip('"'))
+def _failure(uri: str, found: str, exc: Exception) -> StorageError:
+    """What an error of a disk is."""
+    if not _is_for_good(exc):
+        return StorageError(uri, f"{found} ({exc})")
+    remedy = "Check its permissions." if isinstance(exc, PermissionError) else "Choose a shorter name."
+    return StoreRefusedError(uri, f"{found} ({exc})", remedy)
+
+
+def _is_for_good(exc: Exception) -> bool:
+    return isinstance(exc, PermissionError) or getattr(exc, "errno", None) == errno.ENAMETOOLONG
 
 
 def exists(uri: str) -> bool:
-    """True if a file or folder is there."""
+    """True if a file or folder is there, False only if the store says that it is not.
+
+    Raises:
+        StorageError: the store could not answer.
+    """
     if is_local(uri):
         return os.path.exists(local_path(uri))
-    fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    try:
+        remote.info(uri)
+    except SourceNotFoundError:
+        return False
+    return True
 
 
 def is_folder(uri: str) -> bool:
-    """True if a folder is there; in an object store, anything with something below it."""
-    if is_local(uri):
-        return os.path.isdir(local_path(uri))
-    fs, path = filesystem(uri)
-    return bool(fs.isdir(path))
+    """True if a folder is there; in an object store, anything with something below it.
+
+    Raises:
+        StorageError: the store could not answer.
+    """
+    return os.path.isdir(local_path(uri)) if is_local(uri) else remote.is_folder(uri)
 
 
 def open_read(uri: str) -> IO[bytes]:
-    """Open a file for reading, seekable.
+    """Open a file for reading, seekable. A remote one raises StorageError also when it is read.
 
     Raises:
         SourceNotFoundError: there is no file there.
-        StorageError: the store refused.
+        StorageError: the store refused, or it is no plain file: a pipe would hang, and a device never ends.
     """
+    if not is_local(uri):
+        return open_remote(uri)
     try:
-        if is_local(uri):
-            return open(local_path(uri), "rb")
-        fs, path = filesystem(uri)
-        return cast("IO[bytes]", fs.open(path, "rb"))
+        return open(local_path(uri), "rb", opener=_open_plain)
     except FileNotFoundError as exc:
         raise SourceNotFoundError(uri, "no such file") from exc
-    except CopePrepError:
-        raise
-    except Exception as exc:
-        raise StorageError(uri, f"cannot be opened ({exc})") from exc
+    except (OSError, ValueError) as exc:
+        raise _failure(uri, "cannot be opened", exc) from exc
+
+
+def _open_plain(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(descriptor).st_mode
+    if not (stat_module.S_ISREG(mode) or stat_module.S_ISDIR(mode)):  # open() has its own error for folders
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a plain file")
+    return descriptor
+
+
+def read_small(uri: str, max_bytes: int) -> bytes:
+    """The content of a file that is small if it is what it should be.
+
+    Raises:
+        SourceNotFoundError, StorageError: as open_read.
+        FormatError: it is larger; a little more than `max_bytes` has been read then.
+    """
+    with open_read(uri) as file:
+        size_bytes = min(file.seek(0, os.SEEK_END), max_bytes)
+        file.seek(0)
+        content = file.read(size_bytes + 1)
+    if len(content) > size_bytes:
+        raise FormatError(uri, f"is larger than {size_bytes} bytes, and cannot be what it should be")
+    return content
 
 
 def read_bytes(uri: str, offset_bytes: int = 0, size_bytes: int | None = None) -> bytes:
@@ -201,36 +188,35 @@ def list_folders(uri: str) -> list[str]:
 
 
 def _list(uri: str, kind: str) -> list[str]:
-    try:
-        if is_local(uri):
-            with os.scandir(local_path(uri)) as entries:
-                names = [entry.name for entry in entries if entry.is_dir() == (kind == "directory")]
-        else:
-            fs, path = filesystem(uri)
-            base = path.rstrip("/")
-            names = [
-                posixpath.basename(entry["name"].rstrip("/"))
-                for entry in fs.ls(path, detail=True)
-                # a store may list the folder's own marker, or the file itself when it is not a folder
-                if entry["type"] == kind and entry["name"].rstrip("/") != base
-            ]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except CopePrepError:
-        raise
-    except Exception as exc:
-        raise StorageError(uri, f"cannot be listed ({exc})") from exc
+    if not is_local(uri):
+        entries = remote.entries(uri)
+        names = [posixpath.basename(one["name"].rstrip("/")) for one in entries if one["type"] == kind]
+    else:
+        try:
+            with os.scandir(local_path(uri)) as scan:
+                names = [entry.name for entry in scan if entry.is_dir() == (kind == "directory")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except (OSError, ValueError) as exc:
+            raise _failure(uri, "cannot be listed", exc) from exc
     return sorted(name for name in names if name and not name.startswith(TEMPORARY_PREFIX))
 
 
 def remove(uri: str) -> None:
-    """Delete a file; no error if it is not there."""
-    with contextlib.suppress(FileNotFoundError):
-        if is_local(uri):
-            os.remove(local_path(uri))
-        else:
-            fs, path = filesystem(uri)
-            fs.rm_file(path)
+    """Delete a file; no error if it is not there.
+
+    Raises:
+        StorageError: the store refused.
+    """
+    if not is_local(uri):
+        remote.remove(uri)
+        return
+    try:
+        os.remove(local_path(uri))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as exc:
+        raise _failure(uri, "cannot be removed", exc) from exc
 
 
 @contextlib.contextmanager
@@ -240,15 +226,20 @@ def publish(uri: str) -> Iterator[str]:
     Raises:
         StorageError: the store refused the write, or the disk is full, also when the caller's own write says so.
     """
+    temporary = None
     try:
-        with _publish(uri) as path:
-            yield path
+        with _publish(uri) as temporary:
+            yield temporary
     except OSError as exc:
         if exc.errno in _DISK_ERRNOS:
             raise StorageError(
                 uri, f"cannot be written ({exc.strerror})", "Make room and run again."
             ) from exc
-        raise
+        if exc.filename != temporary:
+            raise
+        raise (StoreRefusedError if _is_for_good(exc) else StorageError)(
+            uri, f"cannot be written ({exc.strerror})", "Choose another folder or a shorter name."
+        ) from exc
 
 
 @contextlib.contextmanager
@@ -259,8 +250,8 @@ def _publish(uri: str) -> Iterator[str]:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as exc:
-            raise StorageError(uri, f"its folder cannot be made ({exc})") from exc
-        temporary = os.path.join(folder, f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{os.path.basename(target)}")
+            raise _failure(uri, "its folder cannot be made", exc) from exc
+        temporary = os.path.join(folder, _temporary_name(target))
         try:
             yield temporary
             try:
@@ -268,9 +259,9 @@ def _publish(uri: str) -> Iterator[str]:
                     os.fsync(file.fileno())
                 os.replace(temporary, target)
             except OSError as exc:
-                raise StorageError(uri, f"cannot be written ({exc})") from exc
+                raise _failure(uri, "cannot be written", exc) from exc
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # as a rule it is not there
                 os.remove(temporary)
             raise
         return
@@ -278,16 +269,13 @@ def _publish(uri: str) -> Iterator[str]:
     try:
         temporary = os.path.join(folder, posixpath.basename(uri))
         yield temporary
-        fs, path = filesystem(uri)
-        try:
-            if isinstance(fs, LocalFileSystem):  # a chained or aliased local URL
-                raise StorageError(uri, "is a local path under another name", "Give the plain path.")
-            fs.makedirs(posixpath.dirname(path), exist_ok=True)
-            fs.put_file(temporary, path)
-        except OSError as exc:
-            raise StorageError(uri, f"cannot be written ({exc})") from exc
+        remote.put(temporary, uri, aside=_temporary_name(uri))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary_name(uri: str) -> str:
+    return f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}-{posixpath.basename(uri)[-64:]}"
 
 
 def publish_bytes(uri: str, content: bytes) -> None:
@@ -302,28 +290,32 @@ def publish_table(uri: str, table: pa.Table) -> None:
         pq.write_table(table, path, compression="zstd")
 
 
-def read_table(uri: str, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet table and check it against the schema that it must have.
+def read_table(uri: str, schema: pa.Schema, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet table, or some columns of it, and check it against the schema that it must have.
+
+    A nullable column that is missing, because the table was written before it was thought of, is null.
 
     Raises:
         SourceNotFoundError: there is no such table.
+        StorageError: the disk or the store failed.
         FormatError: it is not a Parquet file.
         SchemaVersionError: it was written by a newer version, or has other columns.
     """
     with open_read(uri) as file:
         try:
-            table = read_columns(file)
-        except (pa.ArrowInvalid, OSError) as exc:
+            parquet = open_parquet(file)
+            found = parquet.schema_arrow
+            check_schema(uri, found, schema)
+            wanted = None if columns is None else [name for name in columns if name in found.names]
+            table = parquet.read(columns=wanted, use_threads=PARQUET_THREADS)
+        except OSError as exc:
+            if exc.errno is not None:  # of the disk or the store: Arrow's own errors have no number
+                raise StorageError(uri, f"cannot be read ({exc})") from exc
             raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
-    found = (table.schema.metadata or {}).get(b"cope_prep.schema_version", b"0")
-    if int(found) > SCHEMA_VERSION:
-        raise SchemaVersionError(
-            uri, f"has schema version {int(found)}, this is {SCHEMA_VERSION}", "Update cope-prep."
-        )
-    if not table.schema.equals(schema):
-        missing = sorted(set(schema.names) - set(table.schema.names))
-        extra = sorted(set(table.schema.names) - set(schema.names))
-        raise SchemaVersionError(
-            uri, f"is not the expected table (missing columns {missing}, unknown columns {extra})"
-        )
-    return table
+        except pa.ArrowInvalid as exc:
+            raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
+    expected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    for index, field in enumerate(expected):
+        if field.name not in table.schema.names:
+            table = table.add_column(index, field, pa.nulls(len(table), field.type))
+    return table if columns is None else table.select(expected.names)

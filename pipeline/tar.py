@@ -102,7 +102,11 @@ def scan(file: IO[bytes], *, name: str) -> Iterator[SampleSpan]:
 def read_members(file: IO[bytes], span: SampleSpan) -> dict[str, bytes]:
     """The contents of a sample's members by name, in one read."""
     file.seek(span.offset_bytes)
-    block = file.read(span.size_bytes)
+    return members_of(file.read(span.size_bytes), span)
+
+
+def members_of(block: bytes, span: SampleSpan) -> dict[str, bytes]:
+    """The contents of a sample's members by name; `block` is the sample's bytes."""
     return {
         member.name: block[start : start + member.size_bytes]
         for member in span.members
@@ -124,7 +128,7 @@ def split_sample(block: bytes | memoryview, *, name: str) -> tuple[str, dict[str
     while offset_bytes < len(block):
         header = bytes(block[offset_bytes : offset_bytes + BLOCK_BYTES])
         try:
-            key, dot, member = header[:100].rstrip(b"\0").decode("ascii").partition(".")
+            key, dot, member = header[:100].partition(b"\0")[0].decode("ascii").partition(".")
             size_bytes = int(header[124:136].rstrip(b" \0"), 8)
         except ValueError as exc:
             raise FormatError(name, f"has a damaged header at byte {offset_bytes} of the sample") from exc

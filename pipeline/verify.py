@@ -14,7 +14,6 @@ to rebuild, 0.35 ms a source frame to decode and compare.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +25,7 @@ from cope_prep.pipeline import storage
 from cope_prep.pipeline.finish import describe_index, read_dataset_json, spec_hashes, summarize
 from cope_prep.pipeline.layout import Layout
 from cope_prep.pipeline.tar import END_OF_ARCHIVE, SampleSpan, scan
-from cope_prep.pipeline.verify_index import IndexFile, KeyOrder
+from cope_prep.pipeline.verify_index import IndexFile, KeyOrder, is_shard_name
 from cope_prep.pipeline.verify_report import ProblemLog, VerifyCounts, VerifyReport
 from cope_prep.pipeline.verify_sample import SampleChecker
 from cope_prep.pipeline.verify_source import SourceComparison
@@ -36,8 +35,10 @@ from cope_prep.schemas.specs import SCHEMA_VERSION
 
 MAX_SAMPLE_BYTES = 1 << 31
 """A larger sample is not read into memory."""
+MAX_JSON_BYTES = 1 << 24
+"""A sample with a larger .json is not either: that of 1,199 windows is some 200 KB."""
+_NO_MEMORY = "needs more memory than there is"
 
-_SHARD_NAME = re.compile(r"shard-\d{5,}\.tar")
 _SUMMED = {
     "frames": "num_frames",
     "iframe": "iframe_bytes",
@@ -122,6 +123,8 @@ class _Verifier:
                 self._log.add("missing-file", str(exc))
             except CopePrepError as exc:
                 self._log.add("unreadable", str(exc))
+            except MemoryError:
+                self._log.add("unreadable", f"index.parquet {_NO_MEMORY}")
             for name in self._shard_names(entries):
                 self._check_shard(name, entries.get(name))
         self._log.at()
@@ -160,7 +163,7 @@ class _Verifier:
         names = []
         for name in sorted({*stored, *indexed, *entries}):
             self._log.at(name)
-            if not _SHARD_NAME.fullmatch(name):  # a crafted one could lead out of the folder
+            if not is_shard_name(name):
                 self._log.add("format", "is not a shard's name")
                 continue
             names.append(name)
@@ -171,7 +174,7 @@ class _Verifier:
     def _check_shard(self, name: str, entry: Mapping[str, Any] | None) -> None:
         log, uri = self._log, storage.join(self._layout.folder("shards"), name)
         log.at(name)
-        rows = self._rows(name)
+        rows = self._rows(name, uri)
         self._order.begin_shard()
         num_before = len(log)
         size_bytes = end_bytes = checksum = 0
@@ -180,7 +183,12 @@ class _Verifier:
             with storage.open_read(uri) as file:
                 for span in scan(file, name=name):
                     log.at(name, span.key, span.offset_bytes)
-                    block = self._check_span(file, span, rows.pop(span.key, None), shard=name)
+                    try:
+                        block = self._check_span(file, span, rows.pop(span.key, None), shard=name)
+                    except MemoryError:
+                        log.at(name, span.key, span.offset_bytes)
+                        log.add("unreadable", f"is {span.size_bytes} bytes: {_NO_MEMORY}")
+                        self._video.is_complete, block = False, b""
                     checksum = google_crc32c.extend(checksum, block)
                     end_bytes = span.offset_bytes + span.size_bytes
         except FormatError as exc:
@@ -212,11 +220,15 @@ class _Verifier:
             if entry.get("crc32c") != checksum:
                 log.add("checksum", f"has crc32c {checksum}, dataset.json says {entry.get('crc32c')}")
 
-    def _rows(self, shard: str) -> dict[str, dict[str, Any]]:
-        """The index rows of a shard by key."""
+    def _rows(self, shard: str, uri: str) -> dict[str, dict[str, Any]]:
+        """The index rows of a shard by key; none if the shard cannot be read."""
         found: dict[str, dict[str, Any]] = {}
         try:
-            for row in self._index.rows(shard) if self._index else []:
+            shard_bytes = storage.stat(uri).size_bytes
+        except CopePrepError:  # the caller will meet it, too
+            return found
+        try:
+            for row in self._index.rows(shard, shard_bytes=shard_bytes) if self._index else []:
                 if row["key"] in found:
                     self._log.at(shard, row["key"], row["offset_bytes"])
                     self._log.add("index", "has two rows in the index")
@@ -240,6 +252,10 @@ class _Verifier:
             log.add("index", "is in the shard, but not in the index")
         if span.size_bytes > MAX_SAMPLE_BYTES:
             log.add("format", f"is {span.size_bytes} bytes; no sample is larger than {MAX_SAMPLE_BYTES}")
+            return b""
+        json_bytes = sum(member.size_bytes for member in span.members if member.name == "json")
+        if json_bytes > MAX_JSON_BYTES:
+            log.add("format", f"has a .json of {json_bytes} bytes; none is larger than {MAX_JSON_BYTES}")
             return b""
         file.seek(span.offset_bytes)
         block = file.read(span.size_bytes)

@@ -21,6 +21,7 @@ ProblemKind = Literal[
     "rebuild",
     "source",
     "count",
+    "provenance",
 ]
 """
 missing-file    a shard, index.parquet or dataset.json is not there
@@ -37,10 +38,13 @@ format          a sample is not what docs/format.md says
 rebuild         the anchors do not rebuild as they were written
 source          the rebuilt anchors differ from the re-encoded file by more, or less, than was recorded
 count           dataset.json counts something else than what is there
+provenance      it is not known, or no longer true, from what and with what the samples were made
 """
 
 MAX_LISTED = 100
 """Problems of one kind that are listed; the rest are counted."""
+_MAX_CHARS = 1000
+"""Of a problem's texts: a crafted table may have names of megabytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,10 +122,10 @@ class ProblemLog:
             self._problems.append(
                 Problem(
                     kind=kind,
-                    shard=self._shard,
-                    key=self._key,
+                    shard=_cut(self._shard),
+                    key=_cut(self._key),
                     offset_bytes=self._offset_bytes,
-                    message=message,
+                    message=_cut(message),
                 )
             )
 
@@ -133,3 +137,8 @@ class ProblemLog:
         return VerifyReport(
             counts=counts, problems=tuple(self._problems), num_problems=dict(self._num_by_kind)
         )
+
+
+def _cut(text: str) -> str:
+    """The text, without its middle if it is long."""
+    return text if len(text) <= _MAX_CHARS else f"{text[:700]}... ({len(text)} characters) ...{text[-250:]}"

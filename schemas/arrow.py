@@ -73,10 +73,50 @@ LEDGER = pa.schema(
         _field("cpu_s", pa.float64()),
         _field("attempts", pa.int32()),
         _field("finished_unix_s", pa.float64()),
+        # Of the source video, by the re-encoder's probe; null in rows of other stages, of failures, and older ones.
+        _field("source_codec", pa.string(), nullable=True),
+        _field("source_width_px", pa.int32(), nullable=True),  # as decoded, before it is turned
+        _field("source_height_px", pa.int32(), nullable=True),
+        _field("source_fps", pa.float64(), nullable=True),  # by its header, as the duration
+        _field("source_duration_s", pa.float64(), nullable=True),
+        _field(
+            "node", pa.string(), nullable=True
+        ),  # host name of the machine that worked on it; null in older rows
+        _field(
+            "software", pa.string(), nullable=True
+        ),  # versions of what made the output, as JSON; null in older rows
+        # Of the file that source_sha256 is of, which may have come after the manifest; reencode only.
+        _field("source_hashed_bytes", pa.int64(), nullable=True),
     ],
     metadata=_VERSION,
 )
 """One row a video and stage; when a video has several, the last finished one counts."""
+
+SOURCE_COLUMNS = (
+    "source_codec",
+    "source_width_px",
+    "source_height_px",
+    "source_fps",
+    "source_duration_s",
+)
+"""The columns of LEDGER that say what the source video was like."""
+
+QUARANTINE = pa.schema(
+    [
+        _field("video_id", pa.string()),
+        _field("source_size_bytes", pa.int64()),  # of the source video, by the manifest
+        _field("source_version", pa.string()),
+        _field("is_released", pa.bool_()),
+        _field("stage", pa.string()),  # reencode, extract; empty if a user has added it
+        _field("error_class", pa.string()),  # empty if a user has added it
+        _field("reason", pa.string()),
+        _field("time_limit_s", pa.float64(), nullable=True),  # of a TimeLimitError
+        _field("memory_limit_bytes", pa.int64(), nullable=True),  # of a MemoryLimitError
+        _field("recorded_unix_s", pa.float64()),
+    ],
+    metadata=_VERSION,
+)
+"""One row a video that no run is to try, or that was released again; the last recorded one counts."""
 
 
 def _per_window(name: str, dtype: pa.DataType) -> pa.Field:
@@ -134,3 +174,30 @@ INDEX = pa.schema(
     metadata=_VERSION,
 )
 """One row a sample, in the order of the shards."""
+
+PROVENANCE = pa.schema(
+    [
+        _field("video_id", pa.string()),
+        _field("video_key", pa.string()),
+        _field("shard", pa.string()),
+        _field("offset_bytes", pa.int64()),  # of the video's first sample in the shard
+        _field("size_bytes", pa.int64()),  # of all its samples, which are side by side
+        _field("num_gops", pa.int32()),
+        _field("source_uri", pa.string(), nullable=True),  # by the manifest, without credentials
+        _field("source_bytes", pa.int64(), nullable=True),
+        _field("source_sha256", pa.string(), nullable=True),
+        _field("reencode_hash", pa.string(), nullable=True),  # of the spec, as the folder is called
+        _field("reencoded_bytes", pa.int64(), nullable=True),
+        _field("reencoded_crc32c", pa.uint32(), nullable=True),
+        _field("reencode_software", pa.string(), nullable=True),  # JSON of name -> version
+        _field("extract_hash", pa.string(), nullable=True),
+        _field("extracted_bytes", pa.int64(), nullable=True),
+        _field("extracted_crc32c", pa.uint32(), nullable=True),
+        _field("extract_software", pa.string(), nullable=True),
+    ],
+    metadata=_VERSION,
+)
+"""One row a video, in the order of the shards: from which bytes its samples were made, and with what.
+
+Null is what was not recorded: by an older version, or because the shards were copied without their ledgers.
+"""

@@ -133,6 +133,21 @@ class FusedPFrame:
         return self.motion_step_qpel / 4
 
 
+def check_counts(key: str, *, num_frames: int, window: int, num_windows: int, num_checksums: int) -> None:
+    """Check that the parts of a GOP are as many as its frames make.
+
+    Raises:
+        FormatError: they are not.
+    """
+    if num_checksums != num_windows + 1:
+        raise FormatError(key, f"{num_checksums} anchor checksums for {num_windows} windows")
+    expected = (num_frames - 1) // window
+    if num_windows != expected:
+        raise FormatError(
+            key, f"{num_windows} windows, but {num_frames} frames at s = {window} make {expected}"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GopRecord:
     """One GOP: its I-frame and its fused P-frames. Everything a reader needs to rebuild the anchors."""
@@ -163,17 +178,13 @@ class GopRecord:
     windows: tuple[FusedPFrame, ...]
 
     def __post_init__(self) -> None:
-        if len(self.anchor_crc32c) != len(self.windows) + 1:
-            raise FormatError(
-                self.key, f"{len(self.anchor_crc32c)} anchor checksums for {len(self.windows)} windows"
-            )
-        expected = (self.num_frames - 1) // self.window
-        if len(self.windows) != expected:
-            raise FormatError(
-                self.key,
-                f"{len(self.windows)} windows, but {self.num_frames} frames at s = {self.window}"
-                f" make {expected}",
-            )
+        check_counts(
+            self.key,
+            num_frames=self.num_frames,
+            window=self.window,
+            num_windows=len(self.windows),
+            num_checksums=len(self.anchor_crc32c),
+        )
         grid = (-(-self.height_px // self.block_px), -(-self.width_px // self.block_px))
         for index, window in enumerate(self.windows):
             if window.motion.shape != (*grid, 2) or window.intra.shape != grid:

@@ -27,7 +27,7 @@ import zstandard
 from pydantic import TypeAdapter, ValidationError
 
 from cope_prep.schemas.errors import FormatError, SchemaVersionError
-from cope_prep.schemas.records import FusedPFrame, GopRecord, WindowStats
+from cope_prep.schemas.records import FusedPFrame, GopRecord, WindowStats, check_counts
 from cope_prep.schemas.specs import (
     SCHEMA_VERSION,
     DctResidual,
@@ -40,8 +40,8 @@ from cope_prep.schemas.specs import (
 _RESIDUAL_SPEC: TypeAdapter[Any] = TypeAdapter(ResidualSpec)
 _STATS_NAMES = tuple(field.name for field in fields(WindowStats))
 _ZSTD_LEVEL = 3
-MAX_ARRAY_BYTES = 1 << 31
-"""No array of a sample is larger: a crafted one cannot make a reader allocate more."""
+MAX_ARRAY_BYTES = 5 << 28
+"""No array of a sample is larger: the motion of 1,199 windows of 4096 x 4096 px takes 1,257 MB."""
 
 
 def encode_gop(record: GopRecord) -> dict[str, bytes]:
@@ -83,6 +83,8 @@ def decode_gop(members: Mapping[str, bytes], *, key: str = "sample") -> GopRecor
                 "Update cope-prep.",
             )
         return _read_record(about, members, key)
+    except MemoryError as exc:
+        raise FormatError(key, "needs more memory than there is") from exc
     except (
         ValueError,
         KeyError,
@@ -140,6 +142,8 @@ def unpack_array(
         if declared_bytes not in sizes or declared_bytes > MAX_ARRAY_BYTES:
             raise FormatError(name, f"declares {declared_bytes} bytes, one of {sorted(sizes)} was expected")
         raw = _local.decompressor.decompress(content, max_output_size=declared_bytes)
+    except MemoryError as exc:
+        raise FormatError(name, f"needs {min(sizes)} bytes, more than there is memory") from exc
     except zstandard.ZstdError as exc:
         raise FormatError(name, f"cannot be decompressed ({exc})") from exc
     for header, dtype in headers.items():
@@ -198,14 +202,26 @@ def _describe(record: GopRecord) -> dict[str, Any]:
 
 def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) -> GopRecord:
     num_windows = _bounded(about["num_windows"], 0, 1200, "num_windows")
-    width_px = _bounded(about["width_px"], 16, 8192, "width_px")
-    height_px = _bounded(about["height_px"], 16, 8192, "height_px")
-    block_px = _bounded(about["block_px"], 4, 16, "block_px")
+    # The compiled kernels check no index: a grid that is not the picture's would lead them out of its memory.
+    width_px = _one_of(about["width_px"], range(16, 8193, 16), "width_px")
+    height_px = _one_of(about["height_px"], range(16, 8193, 16), "height_px")
+    block_px = _one_of(about["block_px"], (4, 8, 16), "block_px")
     window = _bounded(about["window"], 1, 1200, "window")
     compensation = about["compensation"]
     if compensation not in ("warp", "h264", "mpeg4"):
         raise ValueError(f"unknown compensation {compensation!r}")
     spec = _RESIDUAL_SPEC.validate_python(about["residual"])
+    num_frames = _bounded(about["num_frames"], 1, 1200, "num_frames")
+    anchor_crc32c = tuple(_bounded(crc, 0, (1 << 32) - 1, "anchor_crc32c") for crc in about["anchor_crc32c"])
+    # What can be wrong comes before any array: a few KB may promise gigabytes.
+    check_counts(
+        key,
+        num_frames=num_frames,
+        window=window,
+        num_windows=num_windows,
+        num_checksums=len(anchor_crc32c),
+    )
+    residuals = [_member(members, residual_name(index, spec), key) for index in range(num_windows)]
     grid = (-(-height_px // block_px), -(-width_px // block_px))
     picture_shape = (height_px * 3 // 2, width_px)
     motion = unpack_array(
@@ -221,7 +237,7 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
         shape=(-(-num_bits // 8),),
         name=f"{key}.intra.npy.zst",
     )
-    intra = np.unpackbits(packed, count=num_bits).astype(np.bool_).reshape(num_windows, *grid)
+    intra = np.unpackbits(packed, count=num_bits).view(np.bool_).reshape(num_windows, *grid)
     iframe: bytes | np.ndarray
     if "iframe.jpg" in members:
         iframe = members["iframe.jpg"]
@@ -239,7 +255,7 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
             intra=intra[index],
             motion_step_qpel=_bounded(int(about["motion_step_px"][index] * 4), 1, 1024, "motion_step_px * 4"),
             rounding=_bounded(about["rounding"][index], 0, 1, "rounding"),
-            residual=_member(members, residual_name(index, spec), key),
+            residual=residuals[index],
             stats=WindowStats(**dict(zip(_STATS_NAMES, values, strict=True))),
         )
         for index, values in zip(range(num_windows), stats, strict=True)
@@ -249,7 +265,7 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
         gop_index=_bounded(about["gop_index"], 0, 1 << 31, "gop_index"),
         start_s=float(_number(about["start_s"], "start_s")),
         fps=_bounded(about["fps"], 1, 240, "fps"),
-        num_frames=_bounded(about["num_frames"], 1, 1200, "num_frames"),
+        num_frames=num_frames,
         width_px=width_px,
         height_px=height_px,
         window=window,
@@ -261,9 +277,7 @@ def _read_record(about: dict[str, Any], members: Mapping[str, bytes], key: str) 
         iframe_packet_bytes=_bounded(about["iframe_packet_bytes"], 0, 1 << 31, "iframe_packet_bytes"),
         iframe_psnr_y_db=float(_number(about["iframe_psnr_y_db"], "iframe_psnr_y_db")),
         iframe_max_error=_bounded(about["iframe_max_error"], 0, 255, "iframe_max_error"),
-        anchor_crc32c=tuple(
-            _bounded(crc, 0, (1 << 32) - 1, "anchor_crc32c") for crc in about["anchor_crc32c"]
-        ),
+        anchor_crc32c=anchor_crc32c,
         windows=windows,
     )
 
@@ -278,6 +292,13 @@ def _member(members: Mapping[str, bytes], name: str, key: str) -> bytes:
 def _bounded(value: Any, low: int, high: int, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{name} is {value!r}, expected {low} to {high}")
+    return value
+
+
+def _one_of(value: Any, allowed: range | tuple[int, ...], name: str) -> int:
+    if type(value) is not int or value not in allowed:
+        expected = f"one of {allowed}" if isinstance(allowed, tuple) else f"a multiple of {allowed.step}"
+        raise ValueError(f"{name} is {value!r}, expected {expected}, at most {allowed[-1]}")
     return value
 
 

@@ -57,13 +57,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_wheel_holds_every_module(wheel: Path) -> None:
+def test_wheel_holds_every_module_and_template(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
         "cope_prep/" + path.relative_to(ROOT).as_posix()
         for folder in TOP_FOLDERS
-        for path in (ROOT / folder).rglob("*.py")
+        for path in (*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("templates/*"))
     }
+    assert "cope_prep/jobs/dashboard/templates/report.html" in expected
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 

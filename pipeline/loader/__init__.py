@@ -5,7 +5,7 @@
 docs/loader.md is the guide.
 """
 
-from cope_prep.pipeline.loader.batch import GopBatch, QABatch, RawBatch, Skipped, TokenCounts
+from cope_prep.pipeline.loader.batch import GopBatch, QABatch, RawBatch, Skipped
 from cope_prep.pipeline.loader.dataset import GopDataset
 from cope_prep.pipeline.loader.device import DeviceGops, planes_to_rgb, to_device
 from cope_prep.pipeline.loader.filters import GopFilter
@@ -14,6 +14,7 @@ from cope_prep.pipeline.loader.order import Shuffle
 from cope_prep.pipeline.loader.qa import QADataset
 from cope_prep.pipeline.loader.raw import RawDataset
 from cope_prep.pipeline.loader.reader import ShardReader
+from cope_prep.pipeline.token_counts import TokenCounts
 
 __all__ = [
     "DeviceGops",

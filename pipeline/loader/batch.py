@@ -27,15 +27,6 @@ _NOTHING: Mapping[str, torch.Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenCounts:
-    """Tokens that an anchor becomes in the language model (FACTS: LLaVA-Video's training layout, N = 8)."""
-
-    picture: int = 210
-    """14 x 14 pooled patches and a newline token for each of the 14 rows."""
-    delta: int = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
     """A sample that could not be read and was left out (`on_error="skip"`); its place in the batch is empty."""
 

@@ -7,9 +7,11 @@ source video) take some 60 MB. Filters read the columns that they need and no ot
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +19,16 @@ import pyarrow.parquet as pq
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout, Specs, find_specs, read_specs, the_specs
-from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY, RetryPolicy
+from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY
 from cope_prep.pipeline.loader.filters import GopFilter
 from cope_prep.pipeline.loader.remote_file import fetch_exists, fetch_file, fetch_stat, open_file
 from cope_prep.pipeline.parquet import PARQUET_THREADS, open_parquet
+from cope_prep.pipeline.retries import RetryPolicy
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import ConfigurationError, FormatError, SchemaVersionError, SourceNotFoundError
 from cope_prep.schemas.specs import SCHEMA_VERSION
 
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_-]+\.tar")
 _PLACE_COLUMNS = (
     "shard", "video_id", "gop_index", "start_s", "num_frames", "width_px", "height_px", "offset_bytes",
     "size_bytes", "crc32c",
@@ -148,14 +152,22 @@ def _read_folder(uri: str, read: Callable[[str], bytes]) -> ShardFolder:
             uri=uri,
             specs=specs,
             spec_hash=specs.hash_of("extract"),
-            shard_bytes={shard["name"]: int(shard["bytes"]) for shard in document["shards"]},
+            shard_bytes=dict(map(_read_shard, document["shards"])),
             index_bytes=int(document["index"]["bytes"]),
             index_crc32c=int(document["index"]["crc32c"]),
         )
     except SourceNotFoundError as exc:
         raise _unfinished(uri) from exc
-    except (ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as exc:
         raise FormatError(document_uri, f"is malformed ({exc})", "Run cope-prep shard.") from exc
+
+
+def _read_shard(shard: Mapping[str, Any]) -> tuple[str, int]:
+    """Name and size. The name becomes a path, so it must not lead out of the folder."""
+    name, num_bytes = shard["name"], int(shard["bytes"])
+    if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or not 0 < num_bytes < 1 << 62:
+        raise ValueError(f"it names the shard {str(name)[:200]!r} of {num_bytes} bytes")
+    return name, num_bytes
 
 
 def _unfinished(uri: str) -> ConfigurationError:
@@ -213,6 +225,7 @@ def read_catalog(
         size_bytes=_numpy(table, "size_bytes", np.int64),
         crc32c=_numpy(table, "crc32c", np.uint32),
     )
+    _check_places(catalog, folder.index_uri)
     if not where.columns() and where.is_open():
         return catalog
     wanted = where.admits(
@@ -224,6 +237,23 @@ def read_catalog(
         per_video=per_video,
     )
     return catalog.take(wanted)
+
+
+def _check_places(catalog: Catalog, index_uri: str) -> None:
+    """Every sample must lie in its shard: what is read of it is asked for in one piece."""
+    start, size = catalog.offset_bytes, catalog.size_bytes
+    limit = catalog.shard_bytes[catalog.shard]
+    # Of an index alone the sizes of its shards are not known: 0.
+    is_beyond = (limit > 0) & ((size > limit) | (start > limit - size))
+    is_wrong = (start < 0) | (size <= 0) | is_beyond
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
+        name = catalog.shard_uris[catalog.shard[row]].rpartition("/")[2]
+        raise FormatError(
+            index_uri,
+            f"says that a sample of {name} is {size[row]} bytes at {start[row]}, and that shard has {limit[row]}",
+            "Run cope-prep verify.",
+        )
 
 
 def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
@@ -294,7 +324,7 @@ def read_parquet(
             file.seek(0)
             parquet = open_parquet(file, read_dictionary=list(dictionary))
             return parquet.read(columns=list(columns), use_threads=PARQUET_THREADS)
-        except (pa.ArrowInvalid, OSError) as exc:
+        except (ValueError, OSError) as exc:  # Arrow's are ValueErrors; so is a version that is no number
             raise FormatError(uri, f"is not a readable Parquet table ({exc})") from exc
 
 

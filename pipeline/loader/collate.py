@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cope_prep.pipeline.loader.batch import DELTA, PAD, PICTURE, TokenCounts
+from cope_prep.pipeline.loader.batch import DELTA, PAD, PICTURE
 from cope_prep.pipeline.loader.primitives import GopArrays, GopLayout, motion_dtype, residual_scale
+from cope_prep.pipeline.token_counts import TokenCounts
 from cope_prep.schemas.errors import CopePrepError
 from cope_prep.schemas.specs import DctResidual, Int8Residual, LosslessResidual
 

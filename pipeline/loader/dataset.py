@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from cope_prep.pipeline.loader.batch import GopBatch, Skipped, TokenCounts
+from cope_prep.pipeline.loader.batch import GopBatch, Skipped
 from cope_prep.pipeline.loader.buffer import Buffer
 from cope_prep.pipeline.loader.collate import Row, fill_gops, gop_arrays
 from cope_prep.pipeline.loader.filters import GopFilter
@@ -38,6 +38,7 @@ from cope_prep.pipeline.loader.primitives import (
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import ByteLimitedCache, SampleStore
 from cope_prep.pipeline.loader.stream import InfoMaker, OnError, StreamDataset
+from cope_prep.pipeline.token_counts import TokenCounts
 from cope_prep.schemas.errors import ConfigurationError
 
 Unit = Literal["gop", "window"]

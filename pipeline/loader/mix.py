@@ -26,7 +26,7 @@ from cope_prep.pipeline import storage
 from cope_prep.pipeline.hashing import hash_positions
 from cope_prep.pipeline.loader.catalog import Catalog, ShardFolder, join_catalogs, open_shards, read_catalog
 from cope_prep.pipeline.loader.filters import GopFilter
-from cope_prep.pipeline.mix_yaml import read_datasets
+from cope_prep.pipeline.mix_yaml import list_mistakes, read_datasets
 from cope_prep.schemas.errors import ConfigurationError
 
 
@@ -146,14 +146,14 @@ def read_mix_parts(uri: str) -> list[MixPart]:
             part = MixPart.model_validate(entry)
         except ValidationError as exc:
             mistakes += [
-                f"dataset {index}: {'.'.join(map(str, error['loc']))}: {error['msg']}"
+                f"dataset {index}: {'.'.join(map(str, error['loc']))[:200]}: {error['msg']}"
                 for error in exc.errors()
             ]
             continue
         paths = {name: getattr(part, name) for name in ("dataset", "mix", "questions")}
         parts.append(part.model_copy(update={name: _beside(uri, path) for name, path in paths.items()}))
     if mistakes:
-        raise ConfigurationError(uri, "; ".join(mistakes))
+        raise ConfigurationError(uri, list_mistakes(mistakes))
     return parts
 
 

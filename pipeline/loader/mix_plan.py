@@ -24,12 +24,14 @@ from cope_prep.pipeline.loader.mix import MixPart, read_mix_parts, unit_copies
 from cope_prep.pipeline.loader.mix_published import PublishedCheck, check_published
 from cope_prep.pipeline.loader.mix_records import PartRecords, read_part
 from cope_prep.pipeline.loader.questions import QuestionPlan
-from cope_prep.pipeline.loader.simulate import gop_tokens
 from cope_prep.pipeline.mix_yaml import read_mix
+from cope_prep.pipeline.token_counts import gop_tokens
 from cope_prep.schemas.errors import ConfigurationError, SourceNotFoundError
 
 DENSITIES = (1, 2, 4, 8)
 """Key frames a GOP, where they divide its anchors."""
+NAMES_DATASETS = "names its datasets itself"
+"""What the error of `read_any_mix` found, of a mix over several datasets when `dataset` was given."""
 _NUM_EXAMPLES = 3
 
 
@@ -114,7 +116,7 @@ def read_any_mix(uri: str, *, dataset: str | None, spec: str | None = None) -> l
     if not _is_llava_mix(uri):
         if dataset is not None or spec is not None:
             raise ConfigurationError(
-                uri, "names its datasets itself", "Leave out --dataset and --spec; a part may have a spec."
+                uri, NAMES_DATASETS, "Leave out --dataset and --spec; a part may have a spec."
             )
         return read_mix_parts(uri)
     if dataset is None:

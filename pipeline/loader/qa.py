@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import google_crc32c
 import numpy as np
 
-from cope_prep.pipeline.loader.batch import DELTA, PICTURE, RUN_FIELDS, QABatch, Skipped, TokenCounts
+from cope_prep.pipeline.loader.batch import DELTA, PICTURE, RUN_FIELDS, QABatch, Skipped
 from cope_prep.pipeline.loader.buffer import Buffer
 from cope_prep.pipeline.loader.catalog import Catalog
 from cope_prep.pipeline.loader.collate import Row, fill_gops, gop_arrays
@@ -39,6 +39,7 @@ from cope_prep.pipeline.loader.questions import (
 from cope_prep.pipeline.loader.reader import ShardReader
 from cope_prep.pipeline.loader.samples import SampleStore
 from cope_prep.pipeline.loader.stream import InfoMaker, OnError, StreamDataset, logger
+from cope_prep.pipeline.token_counts import TokenCounts
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError
 
 

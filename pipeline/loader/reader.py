@@ -27,8 +27,9 @@ import numpy as np
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.loader.cache import ChunkCache
-from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY, RetryPolicy
+from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY
 from cope_prep.pipeline.loader.stores import Extent, LocalShards, RemoteShards
+from cope_prep.pipeline.retries import RetryPolicy
 from cope_prep.pipeline.tar import BLOCK_BYTES
 from cope_prep.schemas.errors import ChecksumError, ConfigurationError, CopePrepError
 

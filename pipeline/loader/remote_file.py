@@ -6,15 +6,19 @@ What is not there is told apart from what could not be reached: fsspec's HTTP sa
 from __future__ import annotations
 
 import io
+import logging
 import os
 from typing import IO, Any, cast
 
-from fsspec.asyn import AsyncFileSystem, sync
-
-from cope_prep.pipeline import storage
-from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY, RetryPolicy, fetch_range, insist, is_http
+from cope_prep.pipeline import remote, storage
+from cope_prep.pipeline.loader.fetch import DEFAULT_RETRY, fetch_range
+from cope_prep.pipeline.retries import RetryPolicy, insist
 from cope_prep.schemas.errors import SourceNotFoundError, StorageError
 
+_LOG = logging.getLogger("cope_prep.loader")
+
+_MAX_FILE_BYTES = 1 << 28
+"""Of dataset.json and spec.json: a million shards."""
 _PIECE_BYTES = 16 << 20
 """Of a table, asked for at once: what comes within a time limit."""
 
@@ -26,17 +30,16 @@ def fetch_file(uri: str, *, retry: RetryPolicy = DEFAULT_RETRY) -> bytes:
         SourceNotFoundError: there is no such file.
         StorageError: the store refused, or failed at every attempt.
         ConfigurationError: this kind of URL cannot be used.
+        FormatError: a local file is too large to be one of ours.
     """
     if storage.is_local(uri):
-        return storage.read_bytes(uri)
+        return storage.read_small(uri, _MAX_FILE_BYTES)
     fs, path = storage.filesystem(uri)
 
     def request(timeout_s: float) -> bytes:
-        if isinstance(fs, AsyncFileSystem):
-            return cast("bytes", sync(fs.loop, fs._cat_file, path, timeout=timeout_s))
-        return cast("bytes", fs.cat_file(path))
+        return cast("bytes", remote.call(fs, "cat_file", path, timeout_s=timeout_s))
 
-    return insist(request, uri, "the file", retry)
+    return insist(request, uri, "the file", retry, logger=_LOG)
 
 
 def fetch_stat(uri: str, *, retry: RetryPolicy = DEFAULT_RETRY) -> storage.FileStat:
@@ -50,19 +53,9 @@ def fetch_stat(uri: str, *, retry: RetryPolicy = DEFAULT_RETRY) -> storage.FileS
     fs, path = storage.filesystem(uri)
 
     def request(timeout_s: float) -> storage.FileStat:
-        try:
-            if isinstance(fs, AsyncFileSystem):
-                info = cast("dict[str, Any]", sync(fs.loop, fs._info, path, timeout=timeout_s))
-                return storage.stat_of_info(info)
-            return storage.stat_of_info(fs.info(path))
-        except FileNotFoundError as exc:
-            # fsspec's HTTP says so whatever went wrong; what it was is the cause.
-            cause = exc.__cause__
-            if is_http(fs) and cause is not None and getattr(cause, "status", None) not in (404, 410):
-                raise cause from None
-            raise
+        return storage.stat_of_info(remote.call(fs, "info", path, timeout_s=timeout_s))
 
-    return insist(request, uri, "its size", retry)
+    return insist(request, uri, "its size", retry, logger=_LOG)
 
 
 def fetch_exists(uri: str, *, retry: RetryPolicy = DEFAULT_RETRY) -> bool:

@@ -33,6 +33,7 @@ from cope_prep.pipeline.loader.simulate_report import (
     Simulation,
 )
 from cope_prep.pipeline.loader.simulate_units import EpochUnits, order_of
+from cope_prep.pipeline.token_counts import gop_tokens
 from cope_prep.schemas.errors import ConfigurationError
 
 
@@ -151,28 +152,6 @@ def sample_tokens(
         picture_tokens=picture_tokens,
         delta_tokens=delta_tokens,
     )
-
-
-def gop_tokens(
-    num_frames: np.ndarray,
-    *,
-    gop_size: int,
-    window: int,
-    key_frames: int,
-    picture_tokens: int,
-    delta_tokens: int,
-) -> np.ndarray:
-    """int64 [num_gops]: tokens of GOPs of so many frames; `gop_layout` for all of them at once.
-
-    Raises:
-        ConfigurationError: key_frames does not divide the anchors of a full GOP.
-    """
-    full = (gop_size - 1) // window + 1
-    if key_frames < 1 or full % key_frames:
-        raise ConfigurationError(f"--key-frames {key_frames}", f"does not divide the {full} anchors of a GOP")
-    anchors = (num_frames.astype(np.int64) - 1) // window + 1
-    pictures = -(-anchors // (full // key_frames))
-    return pictures * picture_tokens + (anchors - pictures) * delta_tokens
 
 
 class _Replay:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.loader.cache import ChunkCache
-from cope_prep.pipeline.loader.fetch import RetryPolicy, fetch_range
+from cope_prep.pipeline.loader.fetch import fetch_range
 from cope_prep.pipeline.loader.prefetch import Prefetcher
+from cope_prep.pipeline.retries import RetryPolicy
 from cope_prep.schemas.errors import CopePrepError, FormatError, SourceNotFoundError, StorageError
 
 _LOG = logging.getLogger("cope_prep.loader")

@@ -22,6 +22,7 @@ from cope_prep.pipeline.loader.notices import InfoMaker, announce, logger, warn_
 from cope_prep.pipeline.loader.order import Shuffle, compact, visit_order
 from cope_prep.pipeline.loader.plan import PREFETCH_STEPS, LastBatch, Progress, StepPlan, from_state, to_state
 from cope_prep.pipeline.loader.samples import SampleStore
+from cope_prep.pipeline.redact import redacted
 from cope_prep.schemas.errors import ConfigurationError, CopePrepError, FormatError, SourceNotFoundError
 
 OnError = Literal["raise", "skip"]
@@ -335,7 +336,8 @@ class StreamDataset(IterableDataset[BatchT_co], Generic[BatchT_co]):
         info = get_worker_info()
         worker = info.id if info else 0
         if self._control.count_skipped(int(self.store.catalog.shard[sample]), worker=worker):
-            logger.warning("%s: samples that cannot be read are skipped; the first one: %s", shard, exc)
+            said = redacted(f"{shard}: samples that cannot be read are skipped; the first one: {exc}")
+            logger.warning("%s", said)
         return Skipped(
             position=position,
             key=self.store.key(sample),

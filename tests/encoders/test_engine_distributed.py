@@ -38,7 +38,7 @@ def run_toy_ranks(
     """Exit code, stdout and stderr of each rank."""
     text = json.dumps({"dataset": small.dataset, "output": str(output), **arguments})
     program = str(HERE / "toy_task.py")
-    return run_ranks("-W", "error", program, text, world_size=world_size, timeout_s=150)
+    return run_ranks(program, text, world_size=world_size, timeout_s=150)
 
 
 def succeed(ended: list[tuple[int, str, str]]) -> None:

@@ -48,6 +48,15 @@ def test_record_is_found_from_the_run_a_checkpoint_or_a_file(tmp_path: Path) -> 
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "run.json"]
 
 
+def test_record_has_no_credentials(tmp_path: Path) -> None:
+    config = {"data": {"dataset": "s3://KEY:HUSH@bucket/dataset"}, "groups": ["http://bob:HUSH@host/a"]}
+    write_record(tmp_path, config=config, geometry=GEOMETRY)
+    assert "HUSH" not in (tmp_path / "run.json").read_text()
+    record = read_record(tmp_path)
+    assert record is not None
+    assert record["config"]["data"] == {"dataset": "s3://***@bucket/dataset"}
+
+
 def test_record_of_a_run_around_is_not_taken(tmp_path: Path) -> None:
     write_record(tmp_path, config={}, geometry=GEOMETRY)
     for name in ("stage1", "stage1/checkpoints/step-00000010", "stage1/kept"):

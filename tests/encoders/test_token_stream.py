@@ -22,7 +22,8 @@ from cope_prep.encoders.token_stream import (
     runs_of_question,
     stream_length,
 )
-from cope_prep.pipeline.loader.batch import DELTA, PAD, PICTURE, QABatch, TokenCounts
+from cope_prep.pipeline.loader.batch import DELTA, PAD, PICTURE, QABatch
+from cope_prep.pipeline.token_counts import TokenCounts
 from cope_prep.schemas.errors import ConfigurationError
 
 POOLINGS: tuple[Pooling, ...] = ("bilinear", "average", "max")

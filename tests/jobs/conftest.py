@@ -26,3 +26,11 @@ def ray_executor() -> Iterator[RayExecutor]:
         executor = RayExecutor(address="local", workers=2)
     yield executor
     executor.close()
+
+
+@pytest.fixture(autouse=True)
+def same_main() -> Iterator[None]:
+    """Streamlit's AppTest puts its script in the place of __main__, and processes that are spawned later run it."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,9 +12,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cope_prep.jobs import options
+from cope_prep.jobs import session
 from cope_prep.jobs.cli import app
-from cope_prep.schemas.errors import StorageError
+from cope_prep.schemas.errors import (
+    ConfigurationError,
+    CopePrepError,
+    FormatError,
+    RunLockLostError,
+    SourceNotFoundError,
+    StorageError,
+)
 
 FAST = ["--size", "64x64", "--gop-size", "31", "--preset", "ultrafast"]
 HERE = ["--no-ray", "--quiet"]
@@ -277,7 +285,7 @@ def test_configuration_error_as_json_is_one_object(dataset: str) -> None:
     ("error", "exit_code"),
     [
         (KeyboardInterrupt(), 130),
-        (options.Terminated(), 143),
+        (session.Terminated(), 143),
         (StorageError("s3://bucket", "answers 503"), 1),
     ],
 )
@@ -292,6 +300,32 @@ def test_what_stops_a_command_has_its_exit_code(
     assert result.exit_code == exit_code
     assert "run the same command again to go on" in result.stderr.lower()
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (FormatError("index.parquet", "is damaged"), 2),
+        (SourceNotFoundError("plan.parquet", "no such file"), 2),
+        (ConfigurationError("--wheel", "is no wheel"), 2),
+        (RunLockLostError("./d", "another has taken over", "Let that one go on."), 1),
+    ],
+)
+def test_what_another_try_does_not_help_asks_for_none(
+    error: CopePrepError, exit_code: int, is_late: bool, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged table is found before the work or after hours of it, and then something was done."""
+
+    def stop(*arguments: object, executor: Callable[[], object], **options: object) -> None:
+        if is_late:
+            executor()
+        raise type(error)(error.subject, error.found, error.remedy)
+
+    monkeypatch.setattr("cope_prep.jobs.cli.run_reencode", stop)
+    result = invoke("reencode", dataset, *HERE)
+    assert result.exit_code == (1 if is_late and not isinstance(error, ConfigurationError) else exit_code)
+    assert result.stderr.splitlines() == [f"cope-prep: {error}"]
 
 
 def test_sigterm_handler_is_put_back(good_dataset: str) -> None:

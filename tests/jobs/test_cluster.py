@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -64,6 +65,22 @@ def test_workers_run_the_code_of_the_wheel(ray_executor: RayExecutor, wheel: Pat
     answers = json.loads(done.stdout)
     assert "py_modules_files" in answers["0"]
     assert answers["1"] == "99.0" != importlib.metadata.version("cope-prep")
+
+
+def test_starts_where_ray_was_imported_before(tmp_path: Path) -> None:
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import ray\n"
+        "from cope_prep.jobs.executors import RayExecutor\n"
+        "executor = RayExecutor(address='local', workers=1)\n"
+        "executor.close()\n"
+    )
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "HOME": str(tmp_path)
+    }
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, env=bare)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (tmp_path / ".ray").exists()  # no token is left in the home
 
 
 @pytest.mark.parametrize("content", [b"junk", None])

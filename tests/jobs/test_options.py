@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from cope_prep.jobs import options as opt
+from cope_prep.jobs import report
 from cope_prep.jobs.executors import InProcessExecutor, RayExecutor
+from cope_prep.jobs.session import executor_session
 from cope_prep.pipeline.layout import Layout, Specs
-from cope_prep.schemas.errors import ConfigurationError
+from cope_prep.schemas.errors import ConfigurationError, StorageError
 from cope_prep.schemas.specs import PAPER, EncodeSpec, ExtractSpec, Int8Residual, LosslessIframe, ShardSpec
 
 NO_ENCODE: dict[str, Any] = dict.fromkeys(
@@ -116,6 +119,29 @@ def test_specs_are_chosen_by_hash_when_there_are_several(tmp_path: Path) -> None
         opt.choose_specs(str(tmp_path), "reencode", "zz")
 
 
+def test_hash_of_a_stage_finds_what_was_made_of_its_output(tmp_path: Path) -> None:
+    dataset = str(tmp_path)
+    plain, other = Specs(), Specs(encode=PAPER)
+    for specs in (plain, other):
+        for stage in ("reencode", "extract", "shards"):
+            Layout(dataset=dataset, specs=specs).write_spec(stage)
+    Layout(dataset=dataset, specs=Specs(encode=EncodeSpec(fps=10))).write_spec("reencode")
+    for specs in (plain, other):
+        for stage in ("reencode", "extract", "shards"):
+            assert opt.choose_furthest_specs(dataset, specs.hash_of(stage)[:6]) == specs
+    alone = Specs(encode=EncodeSpec(fps=10))
+    assert opt.choose_furthest_specs(dataset, alone.hash_of("reencode")) == alone
+    several = Specs(extract=ExtractSpec(window=15))
+    Layout(dataset=dataset, specs=several).write_spec("extract")
+    assert opt.choose_furthest_specs(dataset, plain.hash_of("reencode")) == plain  # the only one with shards
+    Layout(dataset=dataset, specs=several).write_spec("shards")
+    with pytest.raises(ConfigurationError, match=f"has 2 outputs of shards .*{several.hash_of('shards')}"):
+        opt.choose_furthest_specs(dataset, plain.hash_of("reencode"))
+    assert opt.choose_furthest_specs(dataset, plain.hash_of("extract")) == plain
+    with pytest.raises(ConfigurationError, match="names 0 outputs"):
+        opt.choose_furthest_specs(dataset, "zz")
+
+
 WHERE: dict[str, Any] = {
     "address": "local",
     "workers": None,
@@ -126,11 +152,19 @@ WHERE: dict[str, Any] = {
 
 
 def test_executor_is_made_only_when_asked_for() -> None:
-    with opt.executor_session(**WHERE) as executor:
+    with executor_session(**WHERE) as executor:
         del executor  # not called: no Ray
-    with opt.executor_session(**WHERE | {"no_ray": True}) as executor:
+    with executor_session(**WHERE | {"no_ray": True}) as executor:
         assert isinstance(executor(), InProcessExecutor)
         assert executor() is executor()
+
+
+def test_what_ray_prints_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with executor_session(**WHERE):
+        print("(raylet) The node has been marked dead")
+    print("the result")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("the result\n", "(raylet) The node has been marked dead\n")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +178,7 @@ def test_executor_is_made_only_when_asked_for() -> None:
     ],
 )
 def test_wrong_place_to_run_fails(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigurationError, match=message), opt.executor_session(**WHERE | given):
+    with pytest.raises(ConfigurationError, match=message), executor_session(**WHERE | given):
         pytest.fail("it began")
 
 
@@ -159,3 +193,26 @@ def test_remote_address_without_the_ray_client_fails(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"needs the Ray client.*ray\[client\]"):
         RayExecutor(address="ray://127.0.0.1:1")
+
+
+def test_temporary_folder_too_long_for_sockets_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(**options: object) -> None:
+        path = f"{tmp_path}/ray/session_x/sockets/plasma_store"
+        raise OSError(f"validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: {path}")
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("ray.init", refused)
+    with pytest.raises(ConfigurationError, match=r"too long a path.*Set RAY_TMPDIR") as caught:
+        RayExecutor(address="local", workers=1)
+    assert caught.value.subject == str(tmp_path)
+
+
+def test_what_to_do_begins_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit), report.outlet(json_output=False):
+        raise StorageError("s3://bucket/a.mp4", "could not be read (503)")
+    assert "read (503). Run the same command again to go on." in capsys.readouterr().err
+    with pytest.raises(typer.Exit), report.outlet(json_output=False):
+        raise StorageError("s3://bucket/a.mp4", "is gone", "Make room.")
+    assert "is gone. Make room. Run the same" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import pickle
 import signal
 import threading
@@ -30,7 +31,7 @@ class ScriptedExecutor:
         self.most_in_flight = 0
         self.interrupt_at: int | None = None
 
-    def submit(self, token: int, call: bytes, *, subject: str, time_limit_s: float | None) -> None:
+    def submit(self, token: int, call: bytes, *, subject: str, **options: object) -> None:
         self._waiting.append((token, subject, pickle.loads(call)))
         self.begun.append(subject)
         self.most_in_flight = max(self.most_in_flight, len(self._waiting))
@@ -38,11 +39,16 @@ class ScriptedExecutor:
     def wait(self, timeout_s: float) -> list[tuple[int, Reply]]:
         if self.interrupt_at == len(self.begun):
             raise KeyboardInterrupt
+        if not self._waiting:
+            return []
         token, subject, call = self._waiting.pop(0)
         scripted = self._replies.get(subject)
         return [(token, scripted.pop(0) if scripted else Done(value=call(), wall_s=0.0, cpu_s=0.0))]
 
     def capacity(self) -> int:
+        return self._capacity
+
+    def parallel(self) -> int:
         return self._capacity
 
     def cancel(self) -> list[tuple[int, Reply]]:
@@ -237,3 +243,15 @@ def test_on_ray_interrupt_cleans_up(ray_executor: RayExecutor, tmp_path: Path) -
 
 def test_on_ray_capacity_follows_the_cluster(ray_executor: RayExecutor) -> None:
     assert ray_executor.capacity() == 8
+    assert ray_executor.parallel() == 2
+
+
+def test_one_worker_has_calls_in_store_and_runs_none_side_by_side(
+    ray_executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with --workers 1, and on a machine of one CPU."""
+    monkeypatch.setattr(ray_executor._nodes, "_counted_s", math.inf)
+    monkeypatch.setattr(ray_executor._nodes, "_num_cpus", 1.0)
+    for workers in (1, None):
+        monkeypatch.setattr(ray_executor, "_workers", workers)
+        assert (ray_executor.capacity(), ray_executor.parallel()) == (8, 1)

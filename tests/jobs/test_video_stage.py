@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +15,13 @@ import pytest
 import stage_work
 from rich.console import Console
 
+from cope_prep.jobs import video_stage
 from cope_prep.jobs.executors import Executor, InProcessExecutor
 from cope_prep.jobs.summary import StageSummary
 from cope_prep.jobs.video_stage import StageOptions, VideoTask, read_videos, run_video_stage
 from cope_prep.pipeline import storage
 from cope_prep.pipeline.layout import Layout, Specs, find_specs
-from cope_prep.pipeline.ledger import Ledger, LedgerRow, rows_of
+from cope_prep.pipeline.ledger import KnownRow, Ledger, LedgerRow, rows_of
 from cope_prep.schemas.errors import ConfigurationError
 from cope_prep.schemas.records import video_key
 
@@ -65,7 +67,7 @@ def run(
     *,
     executor: Callable[[], Executor] = InProcessExecutor,
     retry_failed: bool = False,
-    taken_over: Callable[[Mapping[str, LedgerRow]], set[str]] = lambda gone: set(),
+    taken_over: Callable[[Mapping[str, KnownRow]], set[str]] = lambda gone: set(),
 ) -> StageSummary:
     return run_video_stage(
         layout,
@@ -98,6 +100,7 @@ def test_every_end_is_a_row(layout: Layout, tasks: list[VideoTask]) -> None:
     assert rows["video/2"].error_message.endswith("holds no frame. Download it again.")
     assert rows["video/2"].output_uri == ""
     assert rows["video/3"].output_bytes == 5
+    assert {row.node for row in rows.values()} == {socket.gethostname()}
     assert [item.subject for item in summary.failures] == ["video/2"]
     assert find_specs(layout.dataset, "reencode") == [layout.specs]
 
@@ -138,7 +141,7 @@ def test_output_that_was_taken_over_is_not_made_again(layout: Layout, tasks: lis
     storage.remove(tasks[1].output_uri)
     asked: list[set[str]] = []
 
-    def taken_over(gone: Mapping[str, LedgerRow]) -> set[str]:
+    def taken_over(gone: Mapping[str, KnownRow]) -> set[str]:
         asked.append(set(gone))
         return {"video/0"}
 
@@ -184,6 +187,38 @@ def test_temporary_files_of_killed_runs_are_removed(layout: Layout, tasks: list[
     assert not old.exists()
     assert not of_failed.exists()
     assert fresh.exists()  # another driver may be writing it at this moment
+
+
+@pytest.mark.parametrize("interval_s", [0.0, 60.0])
+def test_failed_videos_leave_no_temporary_file_and_cost_no_listing_each(
+    layout: Layout, tasks: list[VideoTask], monkeypatch: pytest.MonkeyPatch, interval_s: float
+) -> None:
+    """They go from time to time, and when the run is interrupted; the folder may hold 178,510 outputs."""
+    monkeypatch.setattr(video_stage, "_LEFTOVERS_INTERVAL_S", interval_s)
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(video_stage.os, "scandir", lambda path: listed.append(path) or scandir(path))
+    for task in tasks:
+        Path(task.source_uri).write_text("bad")
+    folder = Path(layout.folder("reencode"))
+    folder.mkdir(parents=True)
+    leftover = folder / f".tmp-1-{Path(tasks[3].output_uri).name}"  # of the one that is first
+    leftover.write_text("half")
+    seen: list[bool] = []
+
+    class Interrupted(InProcessExecutor):
+        def wait(self, timeout_s: float) -> list:
+            seen.append(leftover.exists())
+            if len(seen) == 4:
+                raise KeyboardInterrupt
+            return super().wait(timeout_s)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(layout, tasks, executor=Interrupted)
+    assert seen == [True, *[interval_s > 0] * 3]
+    assert not leftover.exists()
+    if interval_s > 0:
+        assert listed.count(str(folder)) == 3, "twice before the first video, and after the last one"
 
 
 def test_dataset_without_manifest_fails(layout: Layout) -> None:

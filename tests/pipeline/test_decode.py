@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
 import av
 import numpy as np
 import pytest
 
+from cope_prep.pipeline import decode
 from cope_prep.pipeline.bits import BitReader, VopParser
-from cope_prep.pipeline.decode import read_frames
+from cope_prep.pipeline.decode import read_frames, read_pictures
 from cope_prep.pipeline.reencode import reencode_video
 from cope_prep.schemas.errors import BitstreamError, SourceNotFoundError
 from cope_prep.schemas.specs import EncodeSpec
@@ -89,6 +94,62 @@ def test_not_a_video_fails(tmp_path: Path) -> None:
     path.write_text("not a video" * 100)
     with pytest.raises(BitstreamError, match=r"text\.mp4: cannot be opened"):
         next(read_frames(str(path)))
+
+
+def test_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "a.mp4"
+    os.mkfifo(pipe)
+    # Whoever waits for it gets an end at once, so that this test ends whatever happens.
+    writer = threading.Thread(target=lambda: os.close(os.open(pipe, os.O_WRONLY)))
+    writer.start()
+    try:
+        with pytest.raises(BitstreamError, match="is not a file"):
+            next(read_frames(str(pipe)))
+    finally:
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        writer.join()
+        os.close(reader)
+
+
+def test_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").mkdir()
+    with pytest.raises(BitstreamError, match="is not a file"):
+        next(read_frames(str(tmp_path / "a.mp4")))
+
+
+def growing_clip(media: ModuleType, path: Path) -> Path:
+    """192 x 128 pixels in the stream from its second GOP on, 96 x 64 before and in the header."""
+    how = {"num_frames": 24, "options": {"x264-params": "repeat-headers=1", "flags": "-global_header"}}
+    small = media.write_clip(path.with_name("small.h264"), size_px=(96, 64), **how)
+    large = media.write_clip(path.with_name("large.h264"), size_px=(192, 128), **how)
+    joined = path.with_name("joined.h264")
+    joined.write_bytes(small.read_bytes() + large.read_bytes())
+    with av.open(str(joined)) as source, av.open(str(path), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for index, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.stream, packet.time_base = stream, Fraction(1, 30)
+            packet.pts = packet.dts = index
+            container.mux(packet)
+    return path
+
+
+def test_size_that_grows_midway_is_refused_before_memory_is_asked_for(
+    media: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = str(growing_clip(media, tmp_path / "a.mp4"))
+    assert {frame.frame.width for frame in read_frames(clip)} == {96, 192}
+    monkeypatch.setitem(decode._DECODER_OPTIONS, "max_pixels", str(96 * 64))
+    with pytest.raises(BitstreamError, match="does not decode"):
+        list(read_frames(clip))
+    with pytest.raises(BitstreamError, match="does not decode"):
+        read_pictures(clip, [30], fps=30)
+
+
+def test_absurd_size_is_refused(media: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = str(media.write_clip(tmp_path / "a.mp4", size_px=(96, 64)))
+    monkeypatch.setattr(decode, "MAX_SIDE_PX", 80)
+    with pytest.raises(BitstreamError, match="96 x 64, no size of a video"):
+        next(read_frames(clip))
 
 
 def test_bit_reader() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,39 @@ def test_single_file_is_taken_whatever_its_extension(tmp_path: Path) -> None:
         ("film.dat", str(path))
     ]
     assert report.num_videos == 1
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server that has a.mp4, whatever the query."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(tmp_path / "web"))
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    write(tmp_path / "web" / "a.mp4")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("query", ["", "?Expires=9&Signature=HUSH/4321/HUSH", "#t=HUSH"])
+def test_presigned_url_keeps_its_signature_out_of_the_id(web: str, tmp_path: Path, query: str) -> None:
+    manifest_from_files(f"{web}/a.mp4{query}", str(tmp_path / "ds"))
+    (row,) = read_manifest(tmp_path / "ds")
+    assert (row["video_id"], row["uri"]) == ("a.mp4", f"{web}/a.mp4{query}")
+    assert row["size_bytes"] == len(b"video")
+
+
+def test_question_mark_in_a_local_name_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "why?.mp4")
+    manifest_from_files(str(path), str(tmp_path / "ds"))
+    assert ids(tmp_path / "ds") == ["why?.mp4"]
 
 
 def test_dataset_inside_the_source_is_left_out(folder: Path) -> None:

@@ -97,11 +97,13 @@ def concat_list(media: ModuleType, path: Path) -> None:
 
 
 def sound(media: ModuleType, path: Path) -> None:
-    media.write_sound_only(path)
+    media.write_sound_only(
+        path, codec="pcm_s16be" if path.suffix == ".au" else "pcm_s16le" if path.suffix == ".wav" else "aac"
+    )
 
 
 def sound_with_cover(media: ModuleType, path: Path) -> None:
-    media.write_sound_only(path, codec="mp3", cover=True)
+    media.write_sound_only(path, cover=True)
 
 
 def still(media: ModuleType, path: Path) -> None:
@@ -139,12 +141,15 @@ def enormous(media: ModuleType, path: Path) -> None:
 BAD = [
     (empty, "empty.mp4", NotAVideoError, "0 bytes"),
     (noise, "noise.mp4", NotAVideoError, "not a video"),
-    (text, "text.mp4", NotAVideoError, "not a video"),
+    (text, "text.mp4", NotAVideoError, "text or playlist"),
     (text, "text.txt", NotAVideoError, "text or playlist"),
-    (playlist, "list.m3u8", NotAVideoError, "not a video"),
-    (concat_list, "list.ffconcat", NotAVideoError, "not a video"),
+    (playlist, "list.m3u8", NotAVideoError, "text or playlist"),
+    (concat_list, "list.ffconcat", NotAVideoError, "text or playlist"),
     (sound, "sound.m4a", NoVideoStreamError, "no video stream"),
-    (sound_with_cover, "cover.mp3", NoVideoStreamError, "attached picture"),
+    (sound, "sound.aac", NoVideoStreamError, "no video stream"),
+    (sound, "sound.wav", NoVideoStreamError, "no video stream"),
+    (sound, "sound.au", NotAVideoError, "container that is read here"),
+    (sound_with_cover, "cover.mp4", NoVideoStreamError, "attached picture"),
     (still, "still.jpg", NoVideoStreamError, "still picture"),
     (header_only, "header.mp4", CorruptVideoError, "no frame of it decodes"),
     (without_index, "noindex.mp4", CorruptVideoError, "moov"),
@@ -201,7 +206,9 @@ def test_every_ffmpeg_error_is_mapped(
         raise kind(-1, "a reason")
 
     monkeypatch.setattr(source.av, "open", fail)
-    with pytest.raises(SourceError, match="a reason"):
+    # An invalid argument is what FFmpeg calls a container that it may not open.
+    said = "in a container that is read here" if kind is av.error.ArgumentError else "a reason"
+    with pytest.raises(SourceError, match=said):
         probe_source(str(clip))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
+import itertools
 import pickle
 import random
 import subprocess
@@ -16,13 +18,17 @@ from types import ModuleType
 from typing import Any
 
 import av
+import fsspec
 import numpy as np
 import pytest
 
+from cope_prep.pipeline import reencode as reencode_module
 from cope_prep.pipeline import source as source_module
-from cope_prep.pipeline.encode import Encoder
+from cope_prep.pipeline.encode import Muxer, SegmentEncoder
 from cope_prep.pipeline.probe import probe_source
 from cope_prep.pipeline.reencode import ReencodeReport, reencode_video
+from cope_prep.pipeline.storage import FileStat
+from cope_prep.pipeline.transcode import Transcoder
 from cope_prep.schemas.errors import (
     CorruptVideoError,
     NotAVideoError,
@@ -124,6 +130,31 @@ def test_source_kinds(media: ModuleType, tmp_path: Path, kind: str, codec: str) 
     assert report.source_size_bytes == len(before)
     assert report.source_sha256 == hashlib.sha256(before).hexdigest()
     assert report.source_version == str(source.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "fps"),
+    [
+        ("a.mp4", {"fps": Fraction(30000, 1001), "rotation": (90, False, False)}, 30000 / 1001),
+        ("a.webm", {"fps": 25, "codec": "libvpx-vp9", "size_px": (160, 80)}, 25.0),
+    ],
+)
+def test_report_says_what_the_source_was(
+    media: ModuleType, tmp_path: Path, name: str, how: dict[str, Any], fps: float
+) -> None:
+    source = media.write_clip(tmp_path / name, num_frames=50, **how)
+    found = media.ffprobe(source)
+    report, _ = encode(source)
+    assert report.source_codec == found.codec
+    assert (report.source_width_px, report.source_height_px) == (found.width_px, found.height_px)
+    assert report.source_fps == pytest.approx(fps, rel=1e-3)
+    assert report.source_duration_s == pytest.approx(50 / fps, abs=0.05)
+
+
+def test_source_without_a_header_has_no_claims(media: ModuleType, tmp_path: Path) -> None:
+    source = media.write_clip(tmp_path / "a.h264", num_frames=50)
+    report, _ = encode(source)
+    assert (report.source_codec, report.source_duration_s) == ("h264", None)
 
 
 def odd_numbered(media: ModuleType) -> Callable[[int, int, int], np.ndarray]:
@@ -639,6 +670,62 @@ def test_truncated_source_keeps_what_decodes(
     assert_structure(media, out, report, SPECS["h264"])
 
 
+def test_report_of_damage_hides_credentials(media: ModuleType, tmp_path: Path) -> None:
+    content = media.write_clip(tmp_path / "a.mkv", num_frames=120, painter=media.moving).read_bytes()
+    folder = f"memory://KEY:HUSH4321HUSH@{tmp_path.name}"
+    fsspec.filesystem("memory").pipe(f"{folder}/a.mkv", content[: len(content) // 2])
+    report = reencode_video(f"{folder}/a.mkv", str(tmp_path / "out.mp4"), spec=SPECS["h264"])
+    assert report.status == "partial"
+    assert report.error_message.startswith(f"memory://***@{tmp_path.name}/a.mkv: ")
+    assert "HUSH4321HUSH" not in str(report)
+
+
+def replace_after_decoding(monkeypatch: pytest.MonkeyPatch, source: Path, content: bytes) -> None:
+    """While a file is made of `source`, have others put in its place, once all its pictures are decoded."""
+    run = Transcoder.run
+    fillers = iter(range(1000))
+
+    def run_then_replace(transcoder: Transcoder, path: str) -> int:
+        num_frames = run(transcoder, path)
+        beside = source.with_name("beside")
+        beside.write_bytes(content + bytes(next(fillers)))
+        beside.replace(source)
+        return num_frames
+
+    monkeypatch.setattr(Transcoder, "run", run_then_replace)
+
+
+def test_source_that_is_replaced_after_decoding_is_not_hashed(
+    media: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = media.write_clip(tmp_path / "a.mp4")
+    other = media.write_clip(tmp_path / "b.mp4", first_index=100)
+    with monkeypatch.context() as patch:
+        replace_after_decoding(patch, source, other.read_bytes())
+        with pytest.raises(StorageError, match="was replaced while it was read"):
+            encode(source)
+    assert not (tmp_path / "a-out.mp4").exists()
+    report, out = encode(source)
+    assert media.numbers_in(out) == list(range(100, 130))
+    assert report.source_sha256 == hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+def test_store_whose_tags_differ_by_machine_replaces_nothing(
+    media: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = media.write_clip(tmp_path / "a.mp4")
+    stat = reencode_module.storage.stat
+    machines = itertools.cycle("ABC")
+
+    def stat_of_next(uri: str) -> FileStat:
+        found = stat(uri)
+        return dataclasses.replace(found, version=next(machines)) if uri == str(source) else found
+
+    monkeypatch.setattr(reencode_module.storage, "stat", stat_of_next)
+    report, _ = encode(source)
+    assert (report.status, report.source_version) == ("ok", "A")
+
+
 def test_damaged_middle_is_skipped(media: ModuleType, tmp_path: Path) -> None:
     source = media.write_clip(tmp_path / "a.mkv", num_frames=120, painter=media.moving, gop_size=10)
     data = bytearray(source.read_bytes())
@@ -784,7 +871,10 @@ def test_store_that_fails_midway_is_no_partial_result(
 
 def test_full_disk_is_a_storage_error(media: ModuleType) -> None:
     def fill_the_disk() -> None:
-        with Encoder("/dev/full", spec=SPECS["h264"], size_px=(96, 64)) as encoder:
+        with (
+            Muxer("/dev/full", spec=SPECS["h264"], size_px=(96, 64)) as muxer,
+            SegmentEncoder(muxer, spec=SPECS["h264"], size_px=(96, 64)) as encoder,
+        ):
             for index in range(300):
                 encoder.write(media.make_frame(media.moving(index, 96, 64)), range(index, index + 1))
 

@@ -22,6 +22,7 @@ from cope_prep.schemas.errors import (
     SchemaVersionError,
     SourceNotFoundError,
     StorageError,
+    StoreRefusedError,
 )
 from cope_prep.schemas.specs import SCHEMA_VERSION
 
@@ -196,6 +197,42 @@ def test_table_with_other_columns_fails(base: str) -> None:
         storage.read_table(uri, MANIFEST)
 
 
+WITH_LATER_COLUMNS = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("codec", pa.string()),
+        pa.field("size_bytes", pa.int64(), nullable=False),
+        pa.field("rate", pa.float64()),
+    ]
+)
+
+
+@pytest.mark.parametrize("missing", [["codec"], ["rate"], ["codec", "rate"]])
+def test_nullable_column_that_an_older_table_lacks_is_null(base: str, missing: list[str]) -> None:
+    uri = storage.join(base, "t.parquet")
+    rows = [{"name": "a", "codec": "h264", "size_bytes": 1, "rate": 2.0}]
+    table = pa.Table.from_pylist(rows, schema=WITH_LATER_COLUMNS)
+    storage.publish_table(uri, table.drop_columns(missing))
+    back = storage.read_table(uri, WITH_LATER_COLUMNS)
+    assert back.schema.equals(WITH_LATER_COLUMNS)
+    assert back.to_pylist() == [rows[0] | dict.fromkeys(missing)]
+
+
+def test_table_without_a_column_that_may_not_be_null_fails(base: str) -> None:
+    uri = storage.join(base, "t.parquet")
+    storage.publish_table(uri, WITH_LATER_COLUMNS.empty_table().drop_columns(["codec", "size_bytes"]))
+    with pytest.raises(SchemaVersionError, match=r"missing columns \['size_bytes'\], unknown columns \[\]"):
+        storage.read_table(uri, WITH_LATER_COLUMNS)
+
+
+def test_table_with_an_unknown_column_beside_a_missing_nullable_one_fails(base: str) -> None:
+    uri = storage.join(base, "t.parquet")
+    table = WITH_LATER_COLUMNS.empty_table().rename_columns(["name", "codecs", "size_bytes", "rate"])
+    storage.publish_table(uri, table)
+    with pytest.raises(SchemaVersionError, match=r"missing columns \[\], unknown columns \['codecs'\]"):
+        storage.read_table(uri, WITH_LATER_COLUMNS)
+
+
 def test_table_of_a_newer_version_fails(base: str) -> None:
     uri = storage.join(base, "t.parquet")
     newer = MANIFEST.with_metadata({"cope_prep.schema_version": str(SCHEMA_VERSION + 1)})
@@ -232,3 +269,21 @@ def test_full_disk_while_the_caller_writes_is_a_storage_error(tmp_path: Path) ->
 def test_other_errors_of_the_caller_pass_through(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), storage.publish(str(tmp_path / "out.bin")):
         raise PermissionError(errno.EACCES, "not ours")
+
+
+def test_a_bucket_that_is_not_there_is_not_made(moto_s3: str) -> None:
+    store = fsspec.filesystem("s3", skip_instance_cache=True)
+    store.mkdir("storage-test")
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.publish_bytes("s3://not-there/folder/x", b"1")
+    storage.publish_bytes("s3://storage-test/folder/x", b"1")
+    store.invalidate_cache()
+    assert "not-there" not in store.ls("")
+    assert store.cat("storage-test/folder/x") == b"1"
+
+
+def test_a_name_that_the_disk_refuses_is_one_line(tmp_path: Path) -> None:
+    storage.publish_bytes(str(tmp_path / ("a" * 250 + ".html")), b"1")  # as long as a name may be
+    with pytest.raises(StoreRefusedError, match="cannot be written"):
+        storage.publish_bytes(str(tmp_path / ("a" * 260)), b"1")
+    assert [len(name) for name in os.listdir(tmp_path)] == [255]

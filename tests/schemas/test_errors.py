@@ -53,5 +53,16 @@ def test_message_names_subject_finding_and_remedy() -> None:
     assert str(CopePrepError("a.mp4", "is empty")) == "a.mp4: is empty"
 
 
+def test_a_message_shows_no_credentials_and_the_parts_keep_them() -> None:
+    uri = "s3://KEY:HUSH@bucket/a.mp4"
+    error = CopePrepError(
+        uri, "cannot be read (http://host/a?X-Amz-Signature=HUSH)", "See ftp://bob:HUSH@host."
+    )
+    for shown in (str(error), repr(error), str(CopePrepError(f"{uri}: gone")), f"{[error]}"):
+        assert "***@bucket/a.mp4" in shown
+        assert "HUSH" not in shown
+    assert pickle.loads(pickle.dumps(error)).subject == uri
+
+
 def test_every_class_says_what_it_means() -> None:
     assert all(cls.__doc__ for cls in CLASSES)

@@ -445,7 +445,7 @@ def test_prefetch_that_fails_is_tried_again_by_the_read(
 @pytest.mark.parametrize(
     ("fault", "error", "words"),
     [
-        (500, StorageError, "could not be read in 2 attempts .the last: .*500.*"),
+        (500, StorageError, "could not be read in 2 attempts over .*the last: .*500.*"),
         (403, StorageError, "may not be read"),
         (404, SourceNotFoundError, "no such shard"),
         ("whole", StorageError, "with the whole file"),

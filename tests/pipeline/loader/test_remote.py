@@ -233,7 +233,7 @@ def test_dataset_over_http_without_listings_is_to_be_named_by_its_shards(server)
 def test_dataset_that_cannot_be_listed_now_is_not_without_shards(
     server, fault: int | str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(RetryPolicy, "wait_s", lambda policy, attempt: 0.0)
+    monkeypatch.setenv("COPE_PREP_STORE_PATIENCE_S", "0")
     answer = server.answer
 
     def answer_or_fail(handler) -> None:
@@ -241,7 +241,7 @@ def test_dataset_that_cannot_be_listed_now_is_not_without_shards(
         answer(handler)
 
     monkeypatch.setattr(server, "answer", answer_or_fail)
-    with pytest.raises(StorageError, match=r"/shards: cannot be listed"):
+    with pytest.raises(StorageError, match=r"/shards: could not be listed"):
         GopDataset(server.url)
 
 
@@ -260,32 +260,17 @@ def test_what_makes_a_cluster_fetch_twice_is_said(
     assert not caplog.text
 
 
-def test_s3(small: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    moto = pytest.importorskip("moto.server")
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        store = fsspec.filesystem("s3")
-        store.mkdir("training")
-        for folder, _, names in os.walk(small.dataset):
-            for name in names:
-                path = Path(folder) / name
-                store.put_file(str(path), f"training/data/{path.relative_to(small.dataset)}")
-        reader = ShardReader(cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30)
-        data = GopDataset("s3://training/data", batch_size=4, shuffle=SPREAD, reader=reader)
-        local = GopDataset(small.dataset, batch_size=4, shuffle=SPREAD)
-        assert keys(DataLoader(data, batch_size=None, num_workers=2)) == keys(local)
-        questions = QADataset("s3://training/data", batch_size=4, shuffle=SPREAD, reader=reader)
-        assert sum(len(batch) for batch in questions) == 120
-        reader.close()
-    finally:
-        server.stop()
-        fsspec.filesystem("s3").clear_instance_cache()
+def test_s3(small: Layout, tmp_path: Path, moto_s3: str):
+    store = fsspec.filesystem("s3")
+    store.mkdir("training")
+    for folder, _, names in os.walk(small.dataset):
+        for name in names:
+            path = Path(folder) / name
+            store.put_file(str(path), f"training/data/{path.relative_to(small.dataset)}")
+    reader = ShardReader(cache_dir=str(tmp_path / "cache"), cache_bytes=1 << 30)
+    data = GopDataset("s3://training/data", batch_size=4, shuffle=SPREAD, reader=reader)
+    local = GopDataset(small.dataset, batch_size=4, shuffle=SPREAD)
+    assert keys(DataLoader(data, batch_size=None, num_workers=2)) == keys(local)
+    questions = QADataset("s3://training/data", batch_size=4, shuffle=SPREAD, reader=reader)
+    assert sum(len(batch) for batch in questions) == 120
+    reader.close()

@@ -15,7 +15,7 @@ from cope_prep.pipeline.loader.order import cut_chunks
 from cope_prep.pipeline.loader.plan import StepPlan
 from cope_prep.pipeline.loader.primitives import gop_layout
 from cope_prep.pipeline.loader.samples import MAX_GAP_BYTES
-from cope_prep.pipeline.loader.simulate import Cluster, gop_tokens, simulate
+from cope_prep.pipeline.loader.simulate import Cluster, simulate
 from cope_prep.pipeline.loader.simulate_report import Simulation
 from cope_prep.pipeline.loader.simulate_units import (
     EpochUnits,
@@ -24,6 +24,7 @@ from cope_prep.pipeline.loader.simulate_units import (
     order_of,
     question_units,
 )
+from cope_prep.pipeline.token_counts import gop_tokens
 from cope_prep.schemas.arrow import INDEX
 from cope_prep.schemas.errors import ConfigurationError, FormatError
 

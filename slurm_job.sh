@@ -3,8 +3,9 @@
 #
 #   sbatch --nodes=64 slurm_job.sh s3://BUCKET/dataset --consume
 #
-# What follows the script's name goes to `cope-prep run` (--failed-ok: failed videos do not fail the job). Change the lines below as your cluster wants it. The
-# environment in which sbatch is called must have cope-prep (`source venv/bin/activate`), on a path that all nodes see.
+# What follows the script's name goes to `cope-prep run` (--failed-ok: failed videos do not fail the job). Change the
+# lines below as your cluster wants it. The environment in which sbatch is called must have cope-prep
+# (`source venv/bin/activate`), on a path that all nodes see.
 # Sources and dataset lie in a bucket or on the shared file system; no node holds anything that is needed again.
 # Preempted or out of time, the job stops cleanly, is queued again, and goes on where it was: docs/cluster.md.
 #SBATCH --job-name=cope-prep

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,9 +105,26 @@ def connect(device: str = "auto") -> Iterator[Ranks]:
             world_size=dist.get_world_size() if together else 1,
             device=chosen,
         )
+    except BaseException as exc:
+        if is_ours:
+            _clear_frames(exc)
+        raise
     finally:
         if is_ours:
+            gc.collect()
             dist.destroy_process_group()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold: DDP among it, and with DDP the process group.
+
+    DDP as its last owner frees the group while it holds the GIL, and waits for gloo's threads, one of which may
+    wait for the GIL to free the tensors of the last operation: the process would never end (torch 2.13).
+    `destroy_process_group` as the last owner lets go of the GIL.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _find_device(name: str) -> torch.device:

@@ -13,11 +13,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Page, WebSocket, expect
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
 from cope_prep.jobs.demo_source import arrange_source
 
@@ -130,6 +134,8 @@ def page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Page]:
         if message.type == "error" and not _PROBES.search(message.location["url"]):
             errors.append(f"{message.text} ({message.location['url']})")
 
+    _sessions[page] = session = Session()
+    page.on("websocket", session.listen)
     page.on("console", log)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", lambda sent: errors.append(f"asks {sent.url}") if is_foreign(sent.url) else None)
@@ -146,8 +152,41 @@ def is_foreign(url: str) -> bool:
     return url.startswith(("http", "ws")) and not re.match(r"(http|ws)://(127\.0\.0\.1|localhost)[:/]", url)
 
 
+class Session:
+    """What a page and its server say to each other: whether the script is yet to run for what was asked of it."""
+
+    def __init__(self) -> None:
+        self.is_waiting = False
+
+    def listen(self, socket: WebSocket) -> None:
+        socket.on("framesent", self._hear_page)
+        socket.on("framereceived", self._hear_server)
+
+    def _hear_page(self, frame: str | bytes) -> None:
+        if isinstance(frame, bytes) and BackMsg.FromString(frame).WhichOneof("type") == "rerun_script":
+            self.is_waiting = True
+
+    def _hear_server(self, frame: str | bytes) -> None:
+        if not isinstance(frame, bytes):
+            return
+        message = ForwardMsg.FromString(frame)
+        is_end = message.WhichOneof("type") == "script_finished"
+        if is_end and message.script_finished != ForwardMsg.FINISHED_EARLY_FOR_RERUN:
+            self.is_waiting = False
+
+
+_sessions: weakref.WeakKeyDictionary[Page, Session] = weakref.WeakKeyDictionary()
+
+
 def settle(page: Page) -> None:
-    """Wait until the script has run to its end and everything is drawn."""
+    """Wait until the script has run to its end for all that was asked, and everything is drawn."""
+    # What was just clicked is sent in the browser's next rounds.
+    page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 20)))")
+    session = _sessions.get(page)
+    ends = time.monotonic() + PATIENCE_MS / 1000
+    while session is not None and session.is_waiting:
+        assert time.monotonic() < ends, "the script does not come to its end"
+        page.wait_for_timeout(20)
     page.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
     expect(page.get_by_test_id("stSpinner")).to_have_count(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -26,7 +27,9 @@ echo "$@" >>"$FAKE/scontrol.log"
 if [ "$1 $2" = "show hostnames" ]; then printf '%s\\n' n1 n2 n3; fi
 """
 SRUN = """#!/usr/bin/env bash
-# One process a node, each with the node's name; SIGTERM goes to all.
+# One process a node, each with the node's name, and with its own folder instead of the one that machines have each
+# for themselves (two that start at once in the same one take the same sockets); SIGTERM goes to all.
+folder=/tmp/cope-prep-ray-$SLURM_JOB_ID
 nodes=(n1 n2 n3)
 while [[ "$1" == -* ]]; do
   case "$1" in
@@ -37,7 +40,10 @@ while [[ "$1" == -* ]]; do
   shift
 done
 children=()
-for node in "${nodes[@]}"; do COPE_PREP_NODE=$node "$@" & children+=($!); done
+for node in "${nodes[@]}"; do
+  own=$folder; [ "$node" = n1 ] || own=$folder-$node
+  COPE_PREP_NODE=$node "${@/$folder/$own}" & children+=($!)
+done
 trap 'kill -TERM "${children[@]}" 2>/dev/null' TERM
 for child in "${children[@]}"; do while kill -0 "$child" 2>/dev/null; do wait "$child"; done; done
 """
@@ -54,7 +60,10 @@ import os, sys, time
 import ray
 
 ray.init(address=sys.argv[sys.argv.index("--address") + 1], log_to_driver=False)
+ends = time.monotonic() + 180
 while sum(node["Alive"] for node in ray.nodes()) < {len(NODES)}:
+    if time.monotonic() > ends:
+        sys.exit(f"not all nodes came: {{ray.nodes()}}")
     time.sleep(0.1)
 ray.shutdown()
 os.execv("{BIN / "cope-prep"}", ["cope-prep", *sys.argv[1:]])
@@ -90,7 +99,7 @@ def job_id() -> Iterator[int]:
                 continue
         break
     yield candidate
-    assert not Path(f"/tmp/cope-prep-ray-{candidate}").exists()
+    assert list(Path("/tmp").glob(f"cope-prep-ray-{candidate}*")) == []
 
 
 def write_program(path: Path, text: str) -> None:
@@ -117,9 +126,14 @@ def run(fake: Path, job_id: int, arguments: list[str]) -> subprocess.CompletedPr
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=300)
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.terminate()  # it stops its nodes and removes their folder
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
         raise
     return subprocess.CompletedProcess(arguments, process.returncode, output)
 

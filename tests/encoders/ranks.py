@@ -9,11 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
-import socket
 import sys
 import tempfile
 import warnings
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 _PRELOADED = ["torch.distributed.fsdp", "cope_prep.encoders.finetune", "cope_prep.encoders.pretrain"]
 _PRELOADED += ["cope_prep.encoders.program", "cope_prep.pipeline.loader"]
@@ -23,9 +24,8 @@ def run_ranks(
     program: str, *arguments: str, world_size: int = 2, timeout_s: float = 200
 ) -> list[tuple[int, str, str]]:
     """A Python file and its arguments -> exit code, stdout and stderr of each rank. A warning is an error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # The ranks meet here, as under torchrun: a port that one of them were to open might be somebody else's by then.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +34,8 @@ def run_ranks(
         for rank in range(world_size):
             environment = {
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
             }  # fmt: skip
             processes.append(
                 context.Process(target=_rank, args=([program, *arguments], environment, outputs[rank]))

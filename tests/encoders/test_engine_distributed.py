@@ -150,6 +150,39 @@ def test_all_ranks_stop_when_the_loss_of_one_is_nan(small: Layout, tmp_path: Pat
     assert all(key in ranks[0][2] for key in bad.info.keys)
 
 
+def test_a_failed_run_lets_go_of_gloo(small: Layout, tmp_path: Path):
+    """Whoever keeps the error keeps no process group: its threads could hang the process at its end."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(HERE)!r})\n"
+        "from toy_task import run\n"
+        "from cope_prep.schemas.errors import NonFiniteLossError\n"
+        "def threads():\n"
+        "    names = [path.read_text() for path in Path('/proc/self/task').glob('*/comm')]\n"
+        "    return [name for name in names if 'gloo' in name]\n"
+        "during = []\n"
+        "try:\n"
+        "    run(**json.loads(sys.argv[1]), on_report=lambda *_: during.extend(threads()))\n"
+        "except NonFiniteLossError as exc:\n"
+        "    error = exc\n"
+        "print(json.dumps([bool(during), threads(), str(error)]))\n"
+    )
+    output = tmp_path / "run"
+    arguments = {
+        "dataset": small.dataset, "output": str(output), "toy": {"nan_at": [6]}, "micro_batch_size": 2,
+        "max_steps": 4, "checkpoint_every": 1,
+    }  # fmt: skip
+    ended = run_ranks(str(program), json.dumps(arguments), timeout_s=150)
+    succeed(ended)
+    for _, out, _ in ended:
+        had_threads, left, error = json.loads(out)
+        assert had_threads
+        assert left == []
+        assert "the loss is nan" in error
+
+
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(small: Layout, tmp_path: Path):
     ranks = run_toy_ranks(small, tmp_path, toy={"term_at": 6}, micro_batch_size=2, max_steps=6)
     succeed(ranks)

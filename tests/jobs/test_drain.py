@@ -20,7 +20,7 @@ from cope_prep.jobs.stage import Item, Outcome, run_items
 from cope_prep.jobs.worker import Done
 
 HERE = Path(__file__).parent
-NUM_TICKS_OF_WORD = 3
+NUM_TICKS_OF_WORD = 6
 """For the word to reach the workers: what begins before it arrives has the rest of the time, as the others do."""
 
 
@@ -32,7 +32,7 @@ def test_drained_run_ends_what_it_can_and_begins_nothing(
     ray_executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two CPUs, eight calls: of the two that run one ends in the time it gets, the other one is stopped."""
-    monkeypatch.setattr(executors, "DRAIN_S", 6.0)
+    monkeypatch.setattr(executors, "DRAIN_S", 9.0)
     calls = {
         name: functools.partial(
             stage_work.write_until,

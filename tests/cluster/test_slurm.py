@@ -40,11 +40,13 @@ while [[ "$1" == -* ]]; do
   shift
 done
 children=()
+stopped=0
+trap 'stopped=1; kill -TERM "${children[@]}" 2>/dev/null' TERM
 for node in "${nodes[@]}"; do
   own=$folder; [ "$node" = n1 ] || own=$folder-$node
-  COPE_PREP_NODE=$node "${@/$folder/$own}" & children+=($!)
+  [ "$stopped" = 1 ] || { COPE_PREP_NODE=$node "${@/$folder/$own}" & children+=($!); }
 done
-trap 'kill -TERM "${children[@]}" 2>/dev/null' TERM
+[ "$stopped" = 0 ] || kill -TERM "${children[@]}" 2>/dev/null
 for child in "${children[@]}"; do while kill -0 "$child" 2>/dev/null; do wait "$child"; done; done
 """
 HOSTNAME = "#!/usr/bin/env bash\necho 127.0.0.2\n"

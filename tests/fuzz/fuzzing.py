@@ -113,7 +113,8 @@ def mutate_json(text: bytes, rng: random.Random) -> bytes | None:
         case 1 if isinstance(holder, list):
             holder.insert(key, holder[key])
         case 2 if isinstance(holder[key], int | float):
-            holder[key] += rng.choice((-1, 1, 0.5, 1 << 16))
+            with contextlib.suppress(OverflowError):  # an integer beyond all floats, and 0.5
+                holder[key] += rng.choice((-1, 1, 0.5, 1 << 16))
         case _:
             holder[key] = rng.choice(INTERESTING)
     with contextlib.suppress(ValueError, RecursionError):

@@ -21,8 +21,7 @@ demo: $(STAMP)
 	$(BIN)/cope-prep demo --out demo-dataset
 
 # The tests read what we encode with an independent program, ffprobe of Debian's ffmpeg, and open pages in its
-# chromium. File by file, for a file's tests share what its fixtures make; one process more than there are cores, for
-# tests also wait (for a Ray to start, for a store that stalls), but four at most.
+# chromium. File by file on all cores, at most four: a file's tests share what its fixtures make.
 test: $(STAMP)
 	@for program in ffprobe:ffmpeg chromium:chromium; do \
 	  command -v $${program%:*} >/dev/null || { \
@@ -30,7 +29,7 @@ test: $(STAMP)
 	    apt-get update -qq && apt-get install -y -qq $${program#*:} >/dev/null; } || \
 	    { echo "make test needs $${program%:*}: install your system's $${program#*:} package" >&2; exit 1; }; \
 	done
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=40
+	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder --durations=40
 
 # The harnesses of tests/fuzz, one after the other, FUZZ_S seconds each. What they learn is kept in fuzz-corpus and a
 # finding in fuzz-corpus/findings; `make test` runs them for a minute each.

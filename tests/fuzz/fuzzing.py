@@ -1,6 +1,6 @@
 """What the fuzz harnesses share: how one is started, and what counts as a finding.
 
-    python tests/fuzz/fuzz_tar.py CORPUS_DIR -max_total_time=60 -rss_limit_mb=2048 -timeout=20
+    python tests/fuzz/fuzz_tar.py CORPUS_DIR -max_total_time=60 -rss_limit_mb=2048 -timeout=60
 
 Everything after the file name is libFuzzer's. A harness has a function `one_input(bytes)` that raises nothing but
 on a finding: a reader that lets anything but a CopePrepError out, or that breaks a promise which the harness
@@ -26,7 +26,7 @@ except ImportError:  # no wheel for this Python: replaying needs none
 _DEFAULTS = (
     "-rss_limit_mb=2048",
     "-malloc_limit_mb=1024",
-    "-timeout=20",
+    "-timeout=60",
     "-max_len=16384",
     "-print_final_stats=1",
 )

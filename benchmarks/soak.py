@@ -6,7 +6,8 @@ Three Ray nodes on this machine work on generated clips while this program kills
 process that decodes, the Ray worker that watches it, a whole node (which comes back), and the driver (which is
 started again with the same command); never twice without any work done between. Before that the same clips go
 through undisturbed, without Ray, into another dataset. At the end both must have the same shards and the same index
-byte for byte, each video one row a stage, and `cope-prep verify` nothing to say. Exit status 1 if not.
+byte for byte, each video one row a stage, and `cope-prep verify` nothing to say. What a killed process left half
+written has a temporary name, and goes with `cope-prep gc`. Exit status 1 if not.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 from ray_nodes import RayNodes, descendants
+
+from cope_prep.pipeline.gc import ALIVE_S
 
 SPEC = ["--size", "64x64", "--gop-size", "16", "--window", "4", "--block", "16", "--shard-bytes", "100KB"]
 KINDS = {"child": 4, "supervisor": 3, "node": 1, "driver": 1}
@@ -196,15 +199,35 @@ def compare(calm: Path, stormy: Path, *, num_clips: int) -> dict[str, Any]:
     }
     rows = {stage: _rows(stormy, stage) for stage in ("reencode", "extract")}
     each_once = all(sorted(found) == _videos(stormy) and len(found) == num_clips for found in rows.values())
+    left = {"temporary_files": _num_temporary(stormy)}
+    collect(stormy)
+    left["temporary_files_after_gc"] = _num_temporary(stormy)
     verified = json.loads(cope_prep("verify", str(stormy), "--json"))
     with_samples = verified["counts"]["videos"]
     return {
         "same_bytes": same,
         "each_video_once": each_once,
         "videos_verified": with_samples,
-        "temporary_files_left": sum(path.is_file() for path in stormy.rglob(".tmp-*")),
+        **left,
         "is_equal": all(same.values()) and each_once and verified["ok"] and with_samples == num_clips,
     }
+
+
+def collect(dataset: Path) -> None:
+    """`cope-prep gc`, once the lock of a driver that was killed no longer counts as a sign of life."""
+    ends_s = time.monotonic() + 2 * ALIVE_S
+    while True:
+        try:
+            cope_prep("gc", str(dataset), "--older-than", "0s")
+            return
+        except RuntimeError as exc:
+            if "a run is working on it" not in str(exc) or time.monotonic() > ends_s:
+                raise
+            time.sleep(2)
+
+
+def _num_temporary(dataset: Path) -> int:
+    return sum(path.is_file() for path in dataset.rglob(".tmp-*"))
 
 
 def _contents(dataset: Path, pattern: str) -> dict[str, bytes]:

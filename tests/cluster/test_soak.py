@@ -31,5 +31,5 @@ def test_what_is_killed_leaves_no_trace_in_the_dataset() -> None:
     found = json.loads(done.stdout)
     assert found["same_bytes"] == dict.fromkeys(found["same_bytes"], True)
     assert found["videos_verified"] == NUM_CLIPS
-    assert found["temporary_files_left"] == 0
+    assert found["temporary_files_after_gc"] == 0
     assert sum(found["kills"].values()) >= 4  # else nothing was proven

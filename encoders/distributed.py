@@ -122,7 +122,9 @@ def _clear_frames(error: BaseException | None) -> None:
     wait for the GIL to free the tensors of the last operation: the process would never end (torch 2.13).
     `destroy_process_group` as the last owner lets go of the GIL.
     """
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
